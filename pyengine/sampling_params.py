@@ -1,0 +1,100 @@
+"""What a client may ask of one generation: frozen, validated, free of torch, sent as it is from server to engine.
+
+The field names and meanings are those vLLM's users know. ``n`` sequences are drawn from one prompt; sequence i uses
+``seed`` (or a random one) mixed with i, so that the same request gives the same n answers again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from pyengine.errors import RequestError
+
+MAX_N = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 128
+MAX_TOKENS = 1 << 24
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Parameters of a generation; the constructor raises ``RequestError`` on a value out of range.
+
+    Attributes:
+        n: sequences to generate for the prompt, 1..128.
+        temperature: 0 is greedy; up to 100.
+        top_p: nucleus mass in (0, 1].
+        top_k: candidates kept; 0 or -1 keeps all.
+        min_p: drop tokens less likely than min_p times the likeliest, in [0, 1].
+        seed: 64-bit seed; None draws one per request.
+        max_tokens: output tokens at most; None is what the context leaves.
+        min_tokens: no end or stop before so many output tokens.
+        stop: strings that end the text (not part of it unless include_stop_str_in_output).
+        stop_token_ids: token ids that end the generation.
+        ignore_eos: go on past the end-of-sequence token.
+        skip_special_tokens: leave special tokens out of the text.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, (str, list)):  # the offline class takes what vLLM's takes
+            msgspec.structs.force_setattr(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        if isinstance(self.stop_token_ids, list):
+            msgspec.structs.force_setattr(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _check_int("n", self.n, 1, MAX_N)
+        _check_float("temperature", self.temperature, 0.0, 100.0)
+        _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_int("top_k", self.top_k, -1, (1 << 31) - 1)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS if self.max_tokens is None else self.max_tokens)
+        _check_stop(self.stop)
+        _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        for token_id in self.stop_token_ids:
+            _check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} must be an integer, got {value!r:.80}", param=name)
+    if not low <= value <= high:
+        raise RequestError(f"{name} must be in [{low}, {high}], got {str(value)[:40]}", param=name)
+
+
+def _check_float(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RequestError(f"{name} must be a number, got {value!r:.80}", param=name)
+    if math.isnan(value) or value > high or value < low or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise RequestError(f"{name} must be in {bracket}{low:g}, {high:g}], got {str(value)[:40]}", param=name)
+
+
+def _check_count(name: str, values: object, limit: int) -> None:
+    if not isinstance(values, tuple):
+        raise RequestError(f"{name} must be a list, got {values!r:.80}", param=name)
+    if len(values) > limit:
+        raise RequestError(f"{name} may have at most {limit} entries, got {len(values)}", param=name)
+
+
+def _check_stop(stop: object) -> None:
+    _check_count("stop", stop, MAX_STOP_STRINGS)
+    for text in stop:
+        if not isinstance(text, str) or not text:
+            raise RequestError(f"stop must be non-empty strings, got {text!r:.80}", param="stop")

@@ -1,0 +1,1 @@
+"""The scheduler: pure Python and numpy, no torch. It decides; the runner obeys."""

@@ -1,0 +1,73 @@
+"""The border between scheduler and runner: one frozen decision down, one frozen result up, all flat integer arrays.
+
+This is the only module that both sides import. A step of 256 decodes is a few kilobytes, so it can cross a process border to
+other ranks unchanged. The order of sequences in ``rows`` is the order of the batch everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pyengine.sampling_params import SamplingParams
+
+
+def int32(values: object = ()) -> np.ndarray:
+    return np.asarray(values, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A sequence takes a device row: what the row must know before the first token is computed.
+
+    ``seed`` is the sequence's own 64-bit seed (already mixed with its index among n).
+    """
+
+    row: int
+    params: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """The scheduler's whole decision for one forward pass. S sequences, T = sum(num_new_tokens) tokens.
+
+        tokens of one sequence:   [0, num_computed) in the cache   [num_computed, num_computed + num_new) this step
+
+    Attributes:
+        step_id: counts from 0.
+        rows: int32 [S] device row of each sequence, the batch order.
+        num_new_tokens: int32 [S], >= 1.
+        num_computed_tokens: int32 [S].
+        prompt_offsets: int32 [S] where the sequence's tokens of this step begin in prompt_ids; -1: its one token is the last
+            sampled one, which the device row holds.
+        prompt_ids: int32 [sum of new tokens of sequences with offset >= 0].
+        samples: bool [S] whether the sequence's logits are wanted (its tokens are complete after this step).
+        block_entries: int32 [N, 3] (row, index, block id) appended to the block tables before the pass.
+        copies: int32 [C, 2] (src block, dst block) copied before the pass.
+        new_rows: rows that changed owner since the last step.
+    """
+
+    step_id: int
+    rows: np.ndarray
+    num_new_tokens: np.ndarray
+    num_computed_tokens: np.ndarray
+    prompt_offsets: np.ndarray
+    prompt_ids: np.ndarray
+    samples: np.ndarray
+    block_entries: np.ndarray
+    copies: np.ndarray
+    new_rows: tuple[NewRow, ...] = field(default=())
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.num_new_tokens.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the pass produced: int32 [number of true entries in samples], in batch order; -1 where the logits were not finite."""
+
+    step_id: int
+    token_ids: np.ndarray
