@@ -1,0 +1,1 @@
+"""What model graphs are made of: rotary tables, the context of one forward pass, and the building blocks of a layer."""
