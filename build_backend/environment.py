@@ -21,6 +21,10 @@ from pathlib import Path
 
 MIN_TORCH, MAX_TORCH = (2, 11), (2, 14)  # the second is excluded
 TORCH_REQUIREMENT = "torch>=2.11,<2.14"
+PYPI_TORCH_CUDA = "13.0"  # what the package index's torch of this range is built for
+MIN_CMAKE = (3, 22)
+
+cuda_wish = "auto"  # auto, on or off: set by the backend from ``-C cuda=...`` before setup.py runs
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,29 @@ def build_torch() -> Torch:
     if not found.in_range:
         raise BuildRefusal(f"torch {found.version} in {found.folder.parent} is outside the range; run: pip install '{TORCH_REQUIREMENT}'")
     return found
+
+
+def find_tool(name: str) -> str | None:
+    """The path of cmake or ninja that runs and is new enough, or None.
+
+    It is run to know: the target environment's own cmake is a Python script that finds its package no more under isolation.
+    """
+    for path in dict.fromkeys(filter(None, [shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))])):
+        try:
+            result = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        numbers = tuple(int(n) for n in re.findall(r"\d+", result.stdout)[:2])
+        if result.returncode == 0 and (name != "cmake" or numbers >= MIN_CMAKE):
+            return path
+    return None
+
+
+def require_tool(name: str) -> str:
+    path = find_tool(name)
+    if path is None:
+        raise BuildRefusal(f"{name} is missing or too old; run: pip install {name}")
+    return path
 
 
 def has_nvidia_gpu() -> bool:
