@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Thread pool and recorder of the CPU backend (contract: pe/parallel.h).
 //
-// One call = one word. The caller publishes {call number, number of shares} in a single atomic; worker i takes share i if
-// there is one and otherwise goes on waiting, so the job's fields are read only by workers that the caller waits for.
-// Waiting spins first, because the next op is microseconds away, then sleeps: the machine is shared and threads are not pinned.
+// One call = one word. The caller publishes {call number, number of shares} in a single atomic; worker i takes share i
+// if there is one and otherwise goes on waiting, so the job's fields are read only by workers that the caller waits
+// for. Waiting spins first, because the next op is microseconds away, then sleeps: the machine is shared and threads
+// are not pinned.
 #include "pe/parallel.h"
 
 #include <algorithm>
@@ -27,8 +28,9 @@ namespace {
 using Body = std::function<void(int64_t, int64_t)>;
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kSpin = std::chrono::microseconds(50);         // after a lone call: longer than the Python between two ops
-constexpr auto kReplaySpin = std::chrono::microseconds(2000);  // inside a replay: longer than any op that runs on one thread
+constexpr auto kSpin = std::chrono::microseconds(50);  // after a lone call: longer than the Python between two ops
+constexpr auto kReplaySpin =
+    std::chrono::microseconds(2000);  // inside a replay: longer than any op that runs on one thread
 constexpr int kMaxThreads = 1024;
 constexpr uint64_t kSharesBits = 16;  // low bits of the published word; the rest counts the calls
 constexpr uint64_t kSharesMask = (uint64_t{1} << kSharesBits) - 1;
@@ -105,7 +107,9 @@ class ThreadPool {
     const uint64_t call = (word_.load(std::memory_order_relaxed) >> kSharesBits) + 1;
     word_.store(call << kSharesBits | shares);  // seq_cst against num_sleeping_: one of the two sides sees the other
     if (num_sleeping_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+      {
+        std::lock_guard<std::mutex> lock(sleep_mutex_);
+      }
       wake_.notify_all();
     }
   }

@@ -7,8 +7,8 @@ namespace pe::cpu {
 
 Program* recording();  // the program that this thread records into, or null
 
-// An op checks its arguments, then: run(params, [](const Params& p) { ... }). The lambda captures nothing: the params are
-// all it knows, so a copy of them is the whole recorded call. A call that throws is not recorded. Ops do not nest.
+// An op checks its arguments, then: run(params, [](const Params& p) { ... }). The lambda captures nothing: the params
+// are all it knows, so a copy of them is the whole recorded call. A call that throws is not recorded. Ops do not nest.
 template <typename Params, typename Op>
 void run(const Params& params, Op op) {
   op(params);
