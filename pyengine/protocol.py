@@ -4,7 +4,7 @@ Text never crosses this border and tensors never cross it either: prompts are to
 message is an array-like tagged struct, so that a decoder accepts exactly these types and nothing executable. One
 ``StepDeltas`` goes to each server per engine step, however many tokens it carries.
 
-    server -> engine: Request, Abort, Control          engine -> server: Ready, StepDeltas, Rejected, Fatal
+    server -> engine: Hello, Request, Abort, Control      engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from pyengine.sampling_params import SamplingParams
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages: immutable, encoded as a msgpack array that begins with the class name."""
+
+
+class Hello(_Message):
+    """A server's first message: the engine answers it with Progress while it starts, and with Ready."""
 
 
 class Request(_Message):
@@ -53,7 +57,6 @@ class ControlKind(enum.Enum):
 
     STATS = "stats"
     FLUSH_PREFIX_CACHE = "flush_prefix_cache"
-    DRAIN = "drain"
 
 
 class Control(_Message):
@@ -132,6 +135,7 @@ class Ready(_Message):
         dtype, device: of the weights.
         startup_s: seconds per phase, in order.
         memory: lines of the memory ledger, bytes by name.
+        notes: warnings for the operator, one line each.
     """
 
     model_name: str
@@ -145,6 +149,7 @@ class Ready(_Message):
     max_num_batched_tokens: int = 0
     startup_s: dict[str, float] = {}
     memory: dict[str, int] = {}
+    notes: list[str] = []
 
 
 class Progress(_Message):
@@ -161,7 +166,7 @@ class Fatal(_Message):
     exit_code: int = 1
 
 
-ToEngine = Request | Abort | Control
+ToEngine = Hello | Request | Abort | Control
 ToServer = Ready | Progress | StepDeltas | Rejected | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
@@ -175,7 +180,7 @@ def encode(message: _Message) -> bytes:
 
 
 def decode_to_engine(data: bytes) -> ToEngine:
-    """Bytes from a server; raises msgspec.DecodeError on anything that is not one of the three messages."""
+    """Bytes from a server; raises msgspec.DecodeError on anything that is not one of its messages."""
     return _engine_decoder.decode(data)
 
 

@@ -1,0 +1,135 @@
+"""The engine: a scheduler, a runner, and one step at a time. No sockets, no text.
+
+    schedule ──▶ execute ──▶ wait ──▶ update        one step in flight (CPU)
+    schedule N+1 while the device computes N        two in flight (GPU): only *when* ``wait`` is called differs
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pyengine import ops
+from pyengine.config import EngineConfig
+from pyengine.kv.block_manager import BlockManager
+from pyengine.models.config import ModelConfig, load_model_config, resolve_dtype
+from pyengine.models.progress import Progress, silent
+from pyengine.models.resolve import resolve_model
+from pyengine.models.weights.loader import load_model
+from pyengine.protocol import Ready, Request, Stats, TokenDelta
+from pyengine.runner.device import Device, resolve_device
+from pyengine.runner.kv_memory import MemoryPlan, plan_memory
+from pyengine.runner.model_runner import ModelRunner
+from pyengine.sched.scheduler import Scheduler, SchedulerLimits
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the engine learnt while it started; ``Ready`` carries it to the server."""
+
+    model_path: Path
+    model: ModelConfig
+    dtype: str
+    device: Device
+    plan: MemoryPlan
+    startup_s: dict[str, float]
+    notes: tuple[str, ...] = field(default=())
+
+    def ready(self) -> Ready:
+        plan = self.plan
+        return Ready(
+            model_name=self.model.architecture, max_model_len=plan.max_model_len, vocab_size=self.model.vocab_size, num_blocks=plan.num_blocks,
+            block_size=plan.block_size, dtype=self.dtype, device=self.device.name, max_num_seqs=plan.max_num_seqs,
+            max_num_batched_tokens=plan.max_num_batched_tokens, startup_s=self.startup_s, memory=plan.ledger,
+            notes=[*self.notes, *plan.warnings])
+
+
+class Engine:
+    """Generates tokens for requests. Build one with ``Engine.start``."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner, facts: EngineFacts, max_inflight: int):
+        self.scheduler = scheduler
+        self.facts = facts
+        self._runner = runner
+        self._max_inflight = max_inflight  # steps issued before the first is waited for
+        self._inflight: deque = deque()
+
+    @classmethod
+    def start(cls, config: EngineConfig, progress: Progress | None = None) -> Engine:
+        """Resolve the model and the device, plan the memory, load the weights, capture the first graphs.
+
+        Raises:
+            ConfigError, ModelError, BuildError: one line each, before anything large is loaded where possible.
+        """
+        phases = _Phases()
+        progress = progress or silent
+        with phases("resolve model"):
+            path = resolve_model(config.model, config.revision, progress)
+            model = load_model_config(path)
+        with phases("device"):
+            device = resolve_device(config)
+            dtype, note = resolve_dtype(config.dtype, model, device.kind)
+            plan = _plan(config, model, dtype, device)
+        with phases("load weights"):
+            graph = load_model(path, model, dtype, device.torch_device, progress, config.seed if config.load_format == "dummy" else None)
+        with phases("warm up"):
+            runner = ModelRunner(graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager)
+            runner.warm_up()
+        limits = SchedulerLimits(max_num_seqs=plan.max_num_seqs, max_num_batched_tokens=plan.max_num_batched_tokens,
+                                 max_model_len=plan.max_model_len)
+        scheduler = Scheduler(limits, BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching))
+        facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
+        return cls(scheduler, runner, facts, 2 if device.kind == "cuda" and config.async_scheduling else 1)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RequestError when it can never be served."""
+        self.scheduler.add(request)
+
+    def abort(self, request_ids: list[str]) -> None:
+        self.scheduler.abort(request_ids)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._inflight)
+
+    def step(self) -> list[TokenDelta]:
+        """Issue the next pass, then take in the oldest one in flight if enough are; returns the tokens it brought."""
+        step = self.scheduler.schedule()
+        if step is not None:
+            self._inflight.append((step, self._runner.execute(step)))
+        if not self._inflight or (step is not None and len(self._inflight) < self._max_inflight):
+            return []
+        oldest, pending = self._inflight.popleft()
+        return self.scheduler.update(oldest, pending.wait())
+
+    def stats(self) -> Stats:
+        return self.scheduler.stats()
+
+
+def _plan(config: EngineConfig, model: ModelConfig, dtype: str, device: Device) -> MemoryPlan:
+    """The memory plan; the attention's buffers depend on the plan's own limits, so it is made twice where they matter."""
+    plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes)
+    num_bytes = ops.attention_buffer_bytes(plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, model.num_heads,
+                                           model.num_kv_heads, model.head_dim, getattr(torch, dtype), device.torch_device)
+    if num_bytes:
+        plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes, num_bytes)
+    return plan
+
+
+class _Phases:
+    """Seconds of each phase of the start, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - begin

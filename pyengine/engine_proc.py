@@ -1,0 +1,207 @@
+"""The engine as a process: ``python -m pyengine.engine_proc ADDRESS`` with an EngineConfig as JSON on standard input.
+
+A loop around ``Engine``: drain the socket, step, send one message per server. It speaks token ids only (``protocol``), over a ZMQ ROUTER socket
+on a local path that its parent made in a private folder. It blocks on the socket only when there is nothing to compute, ends with its parent, and
+tells its parent why when it cannot go on. It can be started by hand under a debugger or profiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import defaultdict
+
+import msgspec
+import zmq
+
+from pyengine.config import EngineConfig
+from pyengine.engine import Engine
+from pyengine.errors import PyengineError, RequestError
+from pyengine.protocol import (
+    Abort,
+    Control,
+    ControlKind,
+    Fatal,
+    FinishReason,
+    Hello,
+    Progress,
+    Ready,
+    Rejected,
+    Request,
+    StepDeltas,
+    ToEngine,
+    TokenDelta,
+    ToServer,
+    decode_to_engine,
+    encode,
+)
+
+STATS_INTERVAL_S = 0.5
+PROGRESS_INTERVAL_S = 0.1
+IDLE_POLL_MS = 1000  # how soon a dead parent is noticed when idle
+PR_SET_PDEATHSIG = 1
+
+
+class Link:
+    """The engine's end of the socket: knows the servers, and which of them each request came from."""
+
+    def __init__(self, address: str):
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # a server drains in its own time; its memory is bounded by its live requests
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.bind(address)
+        self._servers: dict[bytes, None] = {}
+
+    def receive(self, timeout_ms: int) -> list[tuple[bytes, ToEngine]]:
+        """Everything that has arrived, waiting up to ``timeout_ms`` for the first message. Foreign bytes are dropped with a log line."""
+        messages = []
+        while self._socket.poll(0 if messages else timeout_ms):
+            server, data = self._socket.recv_multipart()
+            try:
+                message = decode_to_engine(data)
+            except msgspec.DecodeError as error:
+                print(f"pyengine: dropped a message that is not of the protocol: {error}", file=sys.stderr)
+                continue
+            self._servers[server] = None
+            messages.append((server, message))
+        return messages
+
+    def send(self, server: bytes, message: ToServer) -> None:
+        self._socket.send_multipart((server, encode(message)))
+
+    def broadcast(self, message: ToServer) -> None:
+        for server in self._servers:
+            self.send(server, message)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+class EngineLoop:
+    """Serves requests from ``link`` with ``engine`` until told to stop."""
+
+    def __init__(self, engine: Engine, link: Link):
+        self._engine = engine
+        self._link = link
+        self._ready: Ready = engine.facts.ready()
+        self._server_of: dict[str, bytes] = {}  # live requests
+        self._unfinished: dict[str, int] = {}  # sequences of a request that have not ended
+        self._next_stats_s = 0.0
+        self._handlers = {Hello: self._on_hello, Request: self._on_request, Abort: self._on_abort, Control: self._on_control}
+        self.stopping = False
+
+    def run(self) -> None:
+        while not self.stopping:
+            for server, message in self._link.receive(0 if self._engine.has_work else IDLE_POLL_MS):
+                self._handlers[type(message)](server, message)
+            if self._engine.has_work:
+                self._report(self._engine.step())
+
+    def _on_hello(self, server: bytes, message: Hello) -> None:
+        self._link.send(server, self._ready)
+
+    def _on_request(self, server: bytes, request: Request) -> None:
+        try:
+            self._check(request)
+            self._engine.add(request)
+        except RequestError as error:
+            self._link.send(server, Rejected(request.request_id, error.status, error.message))
+            return
+        self._server_of[request.request_id] = server
+        self._unfinished[request.request_id] = request.params.n
+
+    def _check(self, request: Request) -> None:
+        """The last line of defence: ids index device memory, so they are checked here whatever the server did."""
+        vocab_size = self._ready.vocab_size
+        if any(not 0 <= token_id < vocab_size for token_id in request.prompt_token_ids):
+            raise RequestError(f"prompt token ids must be in [0, {vocab_size})", param="prompt")
+
+    def _on_abort(self, server: bytes, abort: Abort) -> None:
+        self._engine.abort(abort.request_ids)
+        for request_id in abort.request_ids:
+            self._server_of.pop(request_id, None)
+            self._unfinished.pop(request_id, None)
+        self._next_stats_s = 0.0  # blocks came back: say so soon
+
+    def _on_control(self, server: bytes, control: Control) -> None:
+        if control.kind is ControlKind.FLUSH_PREFIX_CACHE:
+            self._engine.scheduler.blocks.flush_cache()
+        self._link.send(server, StepDeltas([], self._engine.stats()))
+
+    def _report(self, deltas: list[TokenDelta]) -> None:
+        """One message to each server that has tokens in this step; statistics to all now and then."""
+        by_server: dict[bytes, list[TokenDelta]] = defaultdict(list)
+        for delta in deltas:
+            by_server[self._server_of[delta.request_id]].append(delta)
+            if delta.finish_reason is not None:
+                self._note_finish(delta.request_id, delta.finish_reason)
+        for server, own in by_server.items():
+            self._link.send(server, StepDeltas(own))
+        now = time.monotonic()
+        if now >= self._next_stats_s or not self._engine.has_work:
+            self._next_stats_s = now + STATS_INTERVAL_S
+            self._link.broadcast(StepDeltas([], self._engine.stats()))
+
+    def _note_finish(self, request_id: str, reason: FinishReason) -> None:
+        self._unfinished[request_id] -= 1
+        if not self._unfinished[request_id]:
+            del self._unfinished[request_id], self._server_of[request_id]
+
+
+def _progress_reporter(link: Link):
+    """Passes start-up progress on to the servers, at most a few times a second, and lets them say hello meanwhile."""
+    next_s = 0.0
+
+    def report(text: str, done: int, total: int) -> None:
+        nonlocal next_s
+        now = time.monotonic()
+        if now >= next_s or done == total:
+            next_s = now + PROGRESS_INTERVAL_S
+            link.receive(0)
+            link.broadcast(Progress(text, done / total if total else 0.0))
+
+    return report
+
+
+def _die_with_parent() -> None:
+    """Linux: SIGKILL when the parent ends, however it ends. Nothing of an engine is worth saving without its server."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit(0)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        print("usage: python -m pyengine.engine_proc ipc:///path/of/socket < config.json", file=sys.stderr)
+        return 2
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the server decides when to stop
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    link = Link(argv[1])
+    link.receive(IDLE_POLL_MS)  # the parent says hello, so that it can be told of progress and failure
+    try:
+        loop = EngineLoop(Engine.start(config, _progress_reporter(link)), link)
+        link.broadcast(loop._ready)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(loop, "stopping", True))
+        loop.run()
+        return 0
+    except PyengineError as error:
+        link.broadcast(Fatal(str(error), error.exit_code))
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        link.broadcast(Fatal(f"the engine failed: {type(error).__name__}: {error}", 1))
+        return 1
+    finally:
+        link.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""The runner: turns a StepInput into token ids on a device. Knows tensors, not policy; never looks at a Sequence."""

@@ -1,0 +1,146 @@
+"""The device's side of live sequences: one row each, persistent from admission to the end.
+
+A row holds the last sampled token, the block table and the sampling parameters. A step arrives as small deltas; input ids, positions and slots
+are then built on the device, so that a decoded token never visits the host before it is computed on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyengine import ops
+from pyengine.ops import StepTensors
+from pyengine.runner.staging import Staging
+from pyengine.sched.step import NewRow, StepInput
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """The tensors of one pass, views of persistent buffers. num_seqs and num_tokens include padding.
+
+    Attributes:
+        input_ids: int32 [num_tokens]; positions: int32 [num_tokens]; slot_mapping: int64 [num_tokens], -1 for padding.
+        query_start: int32 [num_seqs + 1]; seq_lens: int32 [num_seqs].
+        rows: int32 [num_seqs] device rows, -1 for padding; sample_rows: the same with -1 where nothing is sampled.
+        last_indices: int32 [num_seqs] index of each sequence's last token.
+    """
+
+    num_seqs: int
+    num_tokens: int
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    query_start: Tensor
+    seq_lens: Tensor
+    rows: Tensor
+    sample_rows: Tensor
+    last_indices: Tensor
+
+
+class DeviceState:
+    """Rows and input buffers for ``max_num_seqs`` sequences and ``max_num_tokens`` tokens a step."""
+
+    def __init__(self, device: torch.device, max_num_seqs: int, max_num_tokens: int, max_blocks: int, block_size: int):
+        def int32(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int32, device=device)
+
+        self._device = device
+        self._block_size = block_size
+        self._staging = Staging(device)
+        # rows
+        self.last_tokens = int32(max_num_seqs)
+        self.block_tables = int32(max_num_seqs, max_blocks)
+        self._params = _ParameterRows(device, max_num_seqs)
+        # step, filled by ``apply``; sequences past the live ones are padding
+        self._rows, self._sample_rows = int32(max_num_seqs), int32(max_num_seqs)
+        self._seq_lens, self._last_indices = int32(max_num_seqs), int32(max_num_seqs)
+        self._query_start = int32(max_num_seqs + 1)
+        self._input_ids, self._positions = int32(max_num_tokens), int32(max_num_tokens)
+        self._slot_mapping = torch.full((max_num_tokens,), -1, dtype=torch.int64, device=device)
+
+    @property
+    def sampling(self) -> SamplingRows:
+        return self._params.tensors
+
+    def batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
+        """The views of a pass of this padded size; the same memory every time, as a captured graph needs."""
+        return InputBatch(
+            num_seqs, num_tokens, self._input_ids[:num_tokens], self._positions[:num_tokens], self._slot_mapping[:num_tokens],
+            self._query_start[: num_seqs + 1], self._seq_lens[:num_seqs], self._rows[:num_seqs], self._sample_rows[:num_seqs],
+            self._last_indices[:num_seqs])
+
+    def apply(self, step: StepInput, num_seqs: int, num_tokens: int) -> InputBatch:
+        """Update the rows and build the inputs of ``step``, padded to ``num_seqs`` sequences and ``num_tokens`` tokens."""
+        self._params.assign(step.new_rows)
+        rows = _pad(step.rows, num_seqs, -1)
+        sample_rows = _pad(np.where(step.samples, step.rows, -1).astype(np.int32), num_seqs, -1)
+        arrays = [rows, sample_rows, _pad(step.num_new_tokens, num_seqs), _pad(step.num_computed_tokens, num_seqs),
+                  _pad(step.prompt_offsets, num_seqs), step.prompt_ids, step.block_entries]
+        staged_rows, staged_sample_rows, num_new, num_computed, offsets, prompt_ids, entries = self._staging.upload(arrays)
+        if len(entries):
+            ops.update_block_tables(self.block_tables, entries)
+        batch = self.batch(num_seqs, num_tokens)
+        batch.rows.copy_(staged_rows)
+        batch.sample_rows.copy_(staged_sample_rows)
+        ops.step_inputs(StepTensors(
+            last_tokens=self.last_tokens, block_tables=self.block_tables, block_size=self._block_size,
+            rows=batch.rows, num_new_tokens=num_new, num_computed=num_computed, prompt_offsets=offsets, prompt_ids=prompt_ids,
+            query_start=batch.query_start, seq_lens=batch.seq_lens, input_ids=batch.input_ids, positions=batch.positions,
+            slot_mapping=batch.slot_mapping, last_indices=batch.last_indices))
+        return batch
+
+    def store_tokens(self, batch: InputBatch, token_ids: Tensor) -> None:
+        """Make ``token_ids`` int32 [num_seqs] the last tokens of the rows that sampled."""
+        ops.store_tokens(self.last_tokens, batch.sample_rows, token_ids)
+
+    def upload_pairs(self, pairs: np.ndarray) -> Tensor:
+        return self._staging.upload([pairs])[0]
+
+
+def _pad(array: np.ndarray, size: int, value: int = 0) -> np.ndarray:
+    if len(array) == size:
+        return array
+    padded = np.full(size, value, dtype=np.int32)
+    padded[: len(array)] = array
+    return padded
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """The sampling parameters of all device rows, [max_num_seqs] each."""
+
+    temperature: Tensor  # float32; 0: greedy
+    top_k: Tensor        # int32; <= 0: off
+    top_p: Tensor        # float32; >= 1: off
+    min_p: Tensor        # float32; 0: off
+    seeds: Tensor        # int64, the bits of a uint64
+
+
+class _ParameterRows:
+    """Sampling parameters of all rows: a host copy and the device's, refreshed whole when a row changes owner (a few kilobytes)."""
+
+    def __init__(self, device: torch.device, max_num_seqs: int):
+        self._host = {
+            "temperature": np.zeros(max_num_seqs, np.float32), "top_k": np.zeros(max_num_seqs, np.int32),
+            "top_p": np.ones(max_num_seqs, np.float32), "min_p": np.zeros(max_num_seqs, np.float32),
+            "seeds": np.zeros(max_num_seqs, np.int64),
+        }
+        self.tensors = SamplingRows(**{name: torch.from_numpy(array.copy()).to(device) for name, array in self._host.items()})
+
+    def assign(self, new_rows: tuple[NewRow, ...]) -> None:
+        if not new_rows:
+            return
+        for new in new_rows:
+            params = new.params
+            self._host["temperature"][new.row] = params.temperature
+            self._host["top_k"][new.row] = params.top_k
+            self._host["top_p"][new.row] = params.top_p
+            self._host["min_p"][new.row] = params.min_p
+            self._host["seeds"][new.row] = new.seed
+        for name, array in self._host.items():
+            # From pageable memory, so the copy is taken before the call returns and the host arrays may change again.
+            getattr(self.tensors, name).copy_(torch.from_numpy(array))

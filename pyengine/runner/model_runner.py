@@ -1,0 +1,96 @@
+"""The model runner: executes one StepInput on the device.
+
+The law of this file: only what every model and every step needs. A feature that some requests use is an object of its own behind one call here; nothing in here
+asks what a request wants, and nothing synchronises with the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyengine import ops
+from pyengine.layers.context import ForwardContext
+from pyengine.models.config import ModelConfig
+from pyengine.ops import AttentionMetadata
+from pyengine.runner.device_state import DeviceState, InputBatch
+from pyengine.runner.graphs import EagerPass, make_graph_pass
+from pyengine.runner.kv_memory import MemoryPlan
+from pyengine.runner.output import OutputCopies, PendingOutput
+from pyengine.sched.step import StepInput
+
+
+class ModelRunner:
+    """Owns the KV arena, the device rows and the captured passes of one model on one device.
+
+    Args:
+        model: as ``models.loader.load_model`` returns it.
+        device: where its weights are.
+        plan: sizes of cache and step.
+        enforce_eager: never capture.
+    """
+
+    def __init__(self, model, config: ModelConfig, device: torch.device, dtype: torch.dtype, plan: MemoryPlan, enforce_eager: bool = False):
+        self._model = model
+        self._config = config
+        self._plan = plan
+        max_blocks = -(-plan.max_model_len // plan.block_size)
+        # A block holds all layers side by side: copying or swapping a block is one contiguous copy.
+        self._arena = torch.empty((plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim),
+                                  dtype=dtype, device=device)
+        self._kv_caches = tuple((self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers))
+        self._state = DeviceState(device, plan.max_num_seqs, plan.max_num_batched_tokens, max_blocks, plan.block_size)
+        self._outputs = OutputCopies(device, plan.max_num_seqs)
+        self._dtype = dtype
+        self._buffers = ops.make_attention_buffers(plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, config.num_heads,
+                                                   config.num_kv_heads, config.head_dim, dtype, device)
+        self._graphs = make_graph_pass(device.type, plan.max_num_seqs, enforce_eager)
+        self._eager = EagerPass()
+
+    @torch.inference_mode()
+    def warm_up(self) -> int:
+        """Capture the passes that should be ready before the first request; returns how many."""
+        return self._graphs.capture_ahead(lambda size: self._state.apply(_idle_step(), size, size), self._forward)
+
+    @torch.inference_mode()
+    def execute(self, step: StepInput) -> PendingOutput:
+        """Issue the pass; the result is waited for by whoever needs it."""
+        num_seqs, num_tokens = len(step.rows), step.num_tokens
+        passes = self._graphs if num_seqs == num_tokens else self._eager
+        if passes is self._graphs:
+            num_seqs = num_tokens = passes.padded_size(num_seqs)
+        if len(step.copies):
+            ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._state.upload_pairs(step.copies))
+        batch = self._state.apply(step, num_seqs, num_tokens)
+        logits = passes.run(batch, self._forward)
+        token_ids = self._sample(logits, batch)
+        self._state.store_tokens(batch, token_ids)
+        return self._outputs.start(step.step_id, step.samples, token_ids)
+
+    def _forward(self, batch: InputBatch) -> Tensor:
+        """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on values."""
+        attention = self._attention(batch)
+        context = ForwardContext(positions=batch.positions, slot_mapping=batch.slot_mapping, attention=attention, kv_caches=self._kv_caches)
+        hidden = self._model.forward(batch.input_ids, context)
+        return self._model.logits(ops.gather_rows(hidden, batch.last_indices))
+
+    def _attention(self, batch: InputBatch) -> AttentionMetadata:
+        plan, workspace = self._buffers
+        meta = AttentionMetadata(block_tables=self._state.block_tables, table_rows=batch.rows, query_start=batch.query_start,
+                                 seq_lens=batch.seq_lens, num_tokens=batch.num_tokens, max_seq_len=self._plan.max_model_len,
+                                 plan=plan, workspace=workspace)
+        config = self._config
+        ops.attention_plan(meta, config.num_heads, config.num_kv_heads, config.head_dim, config.layer_windows[0], self._dtype)
+        return meta
+
+    def _sample(self, logits: Tensor, batch: InputBatch) -> Tensor:
+        rows = self._state.sampling
+        # The token after n tokens has position n: the draw depends on it, not on the step or the batch.
+        return ops.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, batch.seq_lens, batch.sample_rows)
+
+
+def _idle_step() -> StepInput:
+    """A step of padding only, for captures."""
+    empty = np.zeros(0, np.int32)
+    return StepInput(-1, empty, empty, empty, empty, empty, empty.astype(bool), empty.reshape(0, 3), empty.reshape(0, 2))
