@@ -1,10 +1,10 @@
 """Rotary position embeddings as tables: one row of cosines and sines per absolute position.
 
-Every variant in use only changes the frequencies, and at most scales the table, so the op that rotates knows none of them:
-default (RoFormer, arXiv 2104.09864), linear (position interpolation, arXiv 2306.15595), llama3 (Llama 3.1), yarn
-(arXiv 2309.00071), and factors (one divisor per frequency, as GGUF files carry them). Variants whose frequencies depend on
-the length of the running sequence (dynamic, longrope) would change keys that are already cached and are refused where
-configurations are read. numpy only, so that configurations can be read without torch.
+Every variant in use only changes the frequencies, and at most scales the table, so the op that rotates knows none of
+them: default (RoFormer, arXiv 2104.09864), linear (position interpolation, arXiv 2306.15595), llama3 (Llama 3.1), yarn
+(arXiv 2309.00071), and factors (one divisor per frequency, as GGUF files carry them). Variants whose frequencies depend
+on the length of the running sequence (dynamic, longrope) would change keys that are already cached and are refused
+where configurations are read. numpy only, so that configurations can be read without torch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def inverse_frequencies(rope: RopeParameters) -> np.ndarray:
     exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float64) / rope.rotary_dim
     plain = rope.theta**-exponents
     return {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn, "factors": _factors}[rope.kind](
-        plain, rope).astype(np.float32)
+        plain, rope
+    ).astype(np.float32)
 
 
 def cos_sin_table(rope: RopeParameters, max_position: int) -> np.ndarray:
@@ -61,7 +62,7 @@ def cos_sin_table(rope: RopeParameters, max_position: int) -> np.ndarray:
     half = rope.rotary_dim // 2
     table = np.empty((max_position, rope.rotary_dim), dtype=np.float32)
     for begin in range(0, max_position, _TABLE_ROWS):
-        rows = table[begin:begin + _TABLE_ROWS]
+        rows = table[begin : begin + _TABLE_ROWS]
         angles = np.arange(begin, begin + len(rows), dtype=np.float64)[:, None] * frequencies
         rows[:, :half] = np.cos(angles) * rope.attention_factor
         rows[:, half:] = np.sin(angles) * rope.attention_factor
@@ -70,6 +71,7 @@ def cos_sin_table(rope: RopeParameters, max_position: int) -> np.ndarray:
 
 def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
     """The temperature of YaRN (arXiv 2309.00071, equation 22), in the two forms that checkpoints use."""
+
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
@@ -96,7 +98,8 @@ def _llama3(plain: np.ndarray, rope: RopeParameters) -> np.ndarray:
 
 
 def _yarn(plain: np.ndarray, rope: RopeParameters) -> np.ndarray:
-    """Dimensions that rotate more than beta_fast times in the original context stay, below beta_slow they are stretched."""
+    """Dimensions that turn over beta_fast times in the original context stay, those below beta_slow are stretched."""
+
     def dimension(rotations: float) -> float:
         wavelength = rope.original_max_position / (rotations * 2 * math.pi)
         return rope.rotary_dim * math.log(wavelength) / (2 * math.log(rope.theta))

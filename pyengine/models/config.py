@@ -1,6 +1,7 @@
 """What a model is, in numbers: read from config.json or from GGUF metadata, checked, and frozen. No torch.
 
-The memory planner, the server and the graphs all read this one object. Whatever a checkpoint asks for that the graphs would not
+The memory planner, the server and the graphs all read this one object. Whatever a checkpoint asks for that the graphs
+would not
 compute is refused here, by name, before a weight is touched: a model that runs is the model that was published.
 """
 
@@ -53,15 +54,26 @@ class ModelConfig:
     source: str = "model"
 
     def __post_init__(self) -> None:
-        self._require(self.num_heads % self.num_kv_heads == 0,
-                      f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
-        self._require(8 <= self.head_dim <= MAX_HEAD_DIM and self.head_dim % 8 == 0,
-                      f"head_dim must be a multiple of 8 up to {MAX_HEAD_DIM}, got {self.head_dim}")
-        for name, width in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size),
-                            ("num_heads * head_dim", self.num_heads * self.head_dim)):
-            self._require(width > 0 and width % WIDTH_MULTIPLE == 0, f"{name} must be a multiple of {WIDTH_MULTIPLE}, got {width}")
-        self._require(0 < self.rope.rotary_dim <= self.head_dim and self.rope.rotary_dim % 2 == 0,
-                      f"rotary_dim must be even and at most head_dim {self.head_dim}, got {self.rope.rotary_dim}")
+        self._require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        self._require(
+            8 <= self.head_dim <= MAX_HEAD_DIM and self.head_dim % 8 == 0,
+            f"head_dim must be a multiple of 8 up to {MAX_HEAD_DIM}, got {self.head_dim}",
+        )
+        for name, width in (
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_heads * head_dim", self.num_heads * self.head_dim),
+        ):
+            self._require(
+                width > 0 and width % WIDTH_MULTIPLE == 0, f"{name} must be a multiple of {WIDTH_MULTIPLE}, got {width}"
+            )
+        self._require(
+            0 < self.rope.rotary_dim <= self.head_dim and self.rope.rotary_dim % 2 == 0,
+            f"rotary_dim must be even and at most head_dim {self.head_dim}, got {self.rope.rotary_dim}",
+        )
         self._require(len(self.layer_windows) == self.num_layers, "layer_windows must name every layer")
         self._require(self.dtype in DTYPE_BYTES, f"dtype must be one of {', '.join(DTYPE_BYTES)}, got {self.dtype!r}")
 
@@ -110,7 +122,8 @@ def load_model_config(path: str | Path) -> ModelConfig:
 def resolve_dtype(requested: str, config: ModelConfig, device: str) -> tuple[str, str | None]:
     """The element type to compute in, and a note for the log when it is not the checkpoint's own.
 
-    ``requested`` is --dtype, ``device`` is "cpu" or "cuda". Raises ConfigError for a type that the device's kernels do not have.
+    ``requested`` is --dtype, ``device`` is "cpu" or "cuda". Raises ConfigError for a type that the device's kernels do
+    not have.
     """
     available = ("bfloat16", "float32") if device == "cpu" else ("bfloat16", "float16")
     if requested != "auto":

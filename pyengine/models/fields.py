@@ -1,7 +1,8 @@
 """Bounds-checked reading of numbers, flags and names out of a checkpoint's own description.
 
-A config.json or the metadata of a GGUF file comes from a stranger. Every value that the engine uses passes through one of
-these accessors, so that a wrong type, a NaN or an absurd size is one line that names file, key, value and what was expected.
+A config.json or the metadata of a GGUF file comes from a stranger. Every value that the engine uses passes through one
+of these accessors, so that a wrong type, a NaN or an absurd size is one line that names file, key, value and what was
+expected.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ class Fields:
         value = self.raw(key, default)
         if value is default:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or not low <= value <= high
+        ):
             raise self.error(key, f"a number in [{low:g}, {high:g}]")
         return float(value)
 
@@ -70,7 +76,9 @@ class Fields:
 
     def strings(self, key: str, default: Any = REQUIRED) -> Any:
         value = self.raw(key, default)
-        if value is not default and not (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
+        if value is not default and not (
+            isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+        ):
             raise self.error(key, "a list of strings")
         return value
 

@@ -18,8 +18,17 @@ from pyengine.models.fields import Fields
 from pyengine.models.registry import find_architecture
 
 _MAX_JSON_BYTES = 16 * 2**20
-_REFUSED = ("quantization_config", "compression_config", "attention_bias", "mlp_bias", "attn_logit_softcapping",
-            "final_logit_softcapping", "num_local_experts", "num_experts", "kv_lora_rank")
+_REFUSED = (
+    "quantization_config",
+    "compression_config",
+    "attention_bias",
+    "mlp_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "num_local_experts",
+    "num_experts",
+    "kv_lora_rank",
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,18 +65,35 @@ def parse(values: dict[str, Any], where: str, generation: Fields | None = None) 
     hidden_size = hf.integer("hidden_size", 1, limits.MAX_HIDDEN)
     num_layers = hf.integer("num_hidden_layers", 1, limits.MAX_LAYERS)
     num_heads = hf.integer("num_attention_heads", 1, limits.MAX_HEADS)
-    head_dim = hf.integer("head_dim", 8, limits.MAX_HEAD_DIM, architecture.default_head_dim) or _divide(hf, hidden_size, num_heads)
+    head_dim = hf.integer("head_dim", 8, limits.MAX_HEAD_DIM, architecture.default_head_dim) or _divide(
+        hf, hidden_size, num_heads
+    )
     rope, max_position = _rope(hf, head_dim)
     windows = architecture.layer_windows(hf, num_layers)
-    eos = hf.token_ids("eos_token_id", vocab_size) + (generation.token_ids("eos_token_id", vocab_size) if generation else ())
+    eos = hf.token_ids("eos_token_id", vocab_size) + (
+        generation.token_ids("eos_token_id", vocab_size) if generation else ()
+    )
     return ModelConfig(
-        architecture=architecture.name, source=where, vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers,
-        intermediate_size=hf.integer("intermediate_size", 1, limits.MAX_INTERMEDIATE), num_heads=num_heads, head_dim=head_dim,
+        architecture=architecture.name,
+        source=where,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        intermediate_size=hf.integer("intermediate_size", 1, limits.MAX_INTERMEDIATE),
+        num_heads=num_heads,
+        head_dim=head_dim,
         num_kv_heads=hf.integer("num_key_value_heads", 1, limits.MAX_HEADS, default=num_heads),
-        max_position=max_position, rope=rope, layer_windows=tuple(w if w < max_position else 0 for w in windows),
-        norm_eps=hf.number("rms_norm_eps", 0.0, 1.0, default=1e-6), tie_word_embeddings=hf.boolean("tie_word_embeddings", False),
-        qkv_bias=architecture.qkv_bias, qk_norm=architecture.qk_norm, dtype=_dtype(hf),
-        bos_token_id=next(iter(hf.token_ids("bos_token_id", vocab_size)), None), eos_token_ids=tuple(dict.fromkeys(eos)))
+        max_position=max_position,
+        rope=rope,
+        layer_windows=tuple(w if w < max_position else 0 for w in windows),
+        norm_eps=hf.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
+        tie_word_embeddings=hf.boolean("tie_word_embeddings", False),
+        qkv_bias=architecture.qkv_bias,
+        qk_norm=architecture.qk_norm,
+        dtype=_dtype(hf),
+        bos_token_id=next(iter(hf.token_ids("bos_token_id", vocab_size)), None),
+        eos_token_ids=tuple(dict.fromkeys(eos)),
+    )
 
 
 def _divide(hf: Fields, hidden_size: int, num_heads: int) -> int:
@@ -90,7 +116,9 @@ def _rope(hf: Fields, head_dim: int) -> tuple[RopeParameters, int]:
     section = hf.section("rope_parameters") or hf.section("rope_scaling") or Fields({}, hf.where)
     kind = section.string("rope_type", None) or section.string("type", "default")
     theta = section.number("rope_theta", 1.0 + 1e-6, 1e12, None) or hf.number("rope_theta", 1.0 + 1e-6, 1e12, 10000.0)
-    partial = section.number("partial_rotary_factor", 0.0, 1.0, None) or hf.number("partial_rotary_factor", 0.0, 1.0, 1.0)
+    partial = section.number("partial_rotary_factor", 0.0, 1.0, None) or hf.number(
+        "partial_rotary_factor", 0.0, 1.0, 1.0
+    )
     common = {"theta": theta, "rotary_dim": int(head_dim * partial)}
     if any(isinstance(value, dict) for value in section.values.values()):
         raise ModelError(f"{section.where}: a rotary embedding per layer type is not supported")
@@ -111,13 +139,20 @@ def _rope(hf: Fields, head_dim: int) -> tuple[RopeParameters, int]:
 
 def _llama3(section: Fields, common: dict[str, Any]) -> RopeParameters:
     low = section.number("low_freq_factor", 1e-3, 1e6)
-    return RopeParameters(low_freq_factor=low, high_freq_factor=section.number("high_freq_factor", low + 1e-6, 1e7), **common)
+    return RopeParameters(
+        low_freq_factor=low, high_freq_factor=section.number("high_freq_factor", low + 1e-6, 1e7), **common
+    )
 
 
 def _yarn(section: Fields, common: dict[str, Any]) -> RopeParameters:
-    inferred = yarn_attention_factor(common["factor"], section.number("mscale", 0.0, 100.0, None),
-                                     section.number("mscale_all_dim", 0.0, 100.0, None))
+    inferred = yarn_attention_factor(
+        common["factor"], section.number("mscale", 0.0, 100.0, None), section.number("mscale_all_dim", 0.0, 100.0, None)
+    )
     slow = section.number("beta_slow", 1e-3, 1e6, 1.0)
     return RopeParameters(
-        attention_factor=section.number("attention_factor", 1e-3, 1e3, inferred), beta_slow=slow,
-        beta_fast=section.number("beta_fast", slow, 1e6, 32.0), truncate=section.boolean("truncate", True), **common)
+        attention_factor=section.number("attention_factor", 1e-3, 1e3, inferred),
+        beta_slow=slow,
+        beta_fast=section.number("beta_fast", slow, 1e6, 32.0),
+        truncate=section.boolean("truncate", True),
+        **common,
+    )

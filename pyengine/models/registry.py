@@ -1,7 +1,9 @@
-"""Which architectures exist. Each is one file in ``models/architectures`` holding one decorated class; nothing lists them.
+"""Which architectures exist. Each is one file in ``models/architectures`` holding one decorated class; nothing lists
+them.
 
-A description is torch-free: it says how an architecture's configuration is to be read and names the graph that runs it. The graph is
-imported only when a model is built, so that reading a config.json stays cheap and works in processes without torch.
+A description is torch-free: it says how an architecture's configuration is to be read and names the graph that runs it.
+The graph is imported only when a model is built, so that reading a config.json stays cheap and works in processes
+without torch.
 """
 
 from __future__ import annotations
@@ -67,12 +69,14 @@ def supported_architectures() -> list[str]:
 
 
 def find_architecture(names: tuple[str, ...], where: str) -> Architecture:
-    """The first of config.json's ``architectures`` that is supported; ModelError listing the supported ones otherwise."""
+    """The first of config.json's ``architectures`` that is supported; ModelError listing those that are otherwise."""
     supported = supported_architectures()
     for name in names:
         if name in _by_name:
             return _by_name[name]
-    raise ModelError(f"{where}: architecture {', '.join(names)[:200] or 'not named'} is not supported (have {', '.join(supported)})")
+    raise ModelError(
+        f"{where}: architecture {', '.join(names)[:200] or 'not named'} is not supported (have {', '.join(supported)})"
+    )
 
 
 def find_gguf_architecture(name: str, where: str) -> Architecture:
@@ -80,5 +84,7 @@ def find_gguf_architecture(name: str, where: str) -> Architecture:
     _discover()
     by_gguf_name = {each.gguf_name: each for each in _by_name.values() if each.gguf_name}
     if name not in by_gguf_name:
-        raise ModelError(f"{where}: GGUF architecture {name[:80]!r} is not supported (have {', '.join(sorted(by_gguf_name))})")
+        raise ModelError(
+            f"{where}: GGUF architecture {name[:80]!r} is not supported (have {', '.join(sorted(by_gguf_name))})"
+        )
     return by_gguf_name[name]

