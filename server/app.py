@@ -1,0 +1,37 @@
+"""The Flask application: blueprints and error handlers, put together around a service that exists once the engine is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Flask
+
+from pyengine.errors import RequestError
+from server import ops
+from server.config import ServerConfig
+from server.openai import chat, completions, errors, models
+from server.service import Service
+from server.state import ServerState
+
+
+def create_app(state: ServerState, service: Callable[[], Service | None], config: ServerConfig) -> Flask:
+    """The WSGI application.
+
+    Args:
+        state: asked before every request that needs the engine.
+        service: the text side of the served model; None until the first engine is ready.
+    """
+    app = Flask("pyengine", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = config.max_body_size
+    app.json.sort_keys = False
+
+    def ready_service() -> Service:
+        if not state.accepts:
+            raise RequestError(state.refusal(), status=503)
+        return service()
+
+    app.register_blueprint(ops.make_blueprint(state, service))
+    for resource in (chat, completions, models):
+        app.register_blueprint(resource.make_blueprint(ready_service))
+    errors.install(app, config.max_body_size)
+    return app

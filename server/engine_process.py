@@ -1,0 +1,66 @@
+"""The engine as a child process: started with ``subprocess`` (never fork), watched, replaced when it dies.
+
+The socket lives in a folder of mode 0700, so no other user can speak to the engine. The configuration goes in through standard input, so it is not in
+the process list.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from pyengine.config import EngineConfig
+
+
+class EngineProcess:
+    """One child at a time; each start gets a fresh socket path, so that nothing of a dead engine's socket is ever read."""
+
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        self._folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
+        self._num_starts = 0
+        self._child: subprocess.Popen | None = None
+
+    @property
+    def address(self) -> str:
+        return f"ipc://{self._folder}/engine-{self._num_starts}.sock"
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        self._num_starts += 1
+        self._child = subprocess.Popen([sys.executable, "-m", "pyengine.engine_proc", self.address], stdin=subprocess.PIPE)
+        try:
+            self._child.stdin.write(msgspec.json.encode(self._config))
+            self._child.stdin.close()
+        except BrokenPipeError:
+            pass  # it died at once; ``wait`` tells
+
+    def wait(self) -> int:
+        """Block this greenlet until the child ends; its exit code (negative: the signal)."""
+        return self._child.wait()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the child: politely, then not."""
+        if self._child is None or self._child.poll() is not None:
+            return
+        self._child.terminate()
+        try:
+            self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+
+    def remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""Every failure in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, whatever route, method or body it was."""
+
+from __future__ import annotations
+
+import json
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from pyengine.errors import RequestError
+from server.engine_client import EngineDead
+from server.state import ServerStopping
+
+_TYPES = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError",
+          415: "UnsupportedMediaTypeError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
+
+
+def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict:
+    kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code if code is not None else status}}
+
+
+def body_of(error: BaseException) -> tuple[dict, int]:
+    """The body and HTTP status for an exception that a route or a stream ended with."""
+    if isinstance(error, RequestError):
+        return error_body(error.message, error.status, error.param, error.code), error.status
+    if isinstance(error, (EngineDead, ServerStopping)):
+        return error_body(str(error), 503), 503
+    return error_body("internal error; the server's log has the details", 500), 500
+
+
+def error_response(error: BaseException) -> Response:
+    body, status = body_of(error)
+    response = Response(json.dumps(body), status, mimetype="application/json")
+    if status in (429, 503):
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def install(app: Flask, max_body_size: int) -> None:
+    """Register the handlers; nothing reaches a client as HTML."""
+
+    @app.errorhandler(RequestError)
+    @app.errorhandler(EngineDead)
+    @app.errorhandler(ServerStopping)
+    def on_known(error: Exception) -> Response:
+        return error_response(error)
+
+    @app.errorhandler(HTTPException)
+    def on_http(error: HTTPException) -> Response:
+        text = error.description or error.name
+        if isinstance(error, NotFound):
+            text = "no such route; this server has /v1/chat/completions, /v1/completions, /v1/models, /health, /ready, /version, /metrics"
+        elif isinstance(error, MethodNotAllowed):
+            text = f"this route takes {', '.join(sorted(set(error.valid_methods or ()) - {'HEAD', 'OPTIONS'}))}"
+        elif isinstance(error, RequestEntityTooLarge):
+            text = f"the request body is larger than {max_body_size} bytes (--max-body-size)"
+        response = Response(json.dumps(error_body(text, error.code or 500)), error.code, mimetype="application/json")
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(error.valid_methods)
+        return response
+
+    @app.errorhandler(Exception)
+    def on_bug(error: Exception) -> Response:
+        app.logger.exception("a request failed")
+        return error_response(error)
