@@ -1,0 +1,48 @@
+"""How a result is judged against the specification, and tensors that betray a kernel that reads or writes astray.
+
+The tolerance is no hand-tuned constant: an op may err from the float32 truth at most twice as far as a plain low-precision
+torch version does, plus a few units in the last place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ULPS = 4
+
+
+def assert_accurate(actual: Tensor, truth: Tensor, plain: Tensor) -> None:
+    """``actual`` errs from ``truth`` (float32) no more than twice as far as ``plain`` (the same by ordinary torch), plus ULPS."""
+    assert actual.shape == truth.shape
+    truth = truth.float()
+    error = (actual.float() - truth).abs()
+    plain_error = (plain.float() - truth).abs().max() if plain.numel() else truth.new_zeros(())
+    floor = ULPS * torch.finfo(actual.dtype).eps * truth.abs().clamp(min=truth.abs().mean() if truth.numel() else 0.0)
+    allowed = 2 * plain_error + floor
+    assert not actual.isnan().any(), "NaN in the result"
+    worst = (error - allowed).max() if error.numel() else truth.new_zeros(())
+    assert worst <= 0, f"error exceeds the allowance by {worst:.3g}; largest error {error.max():.3g}, plain torch's {plain_error:.3g}"
+
+
+class Poisoned:
+    """A row tensor [rows, cols] inside a larger buffer of NaN: strided, with guards before, between and after its rows."""
+
+    GUARD = 32  # elements; keeps rows 16-byte aligned in every dtype
+
+    def __init__(self, content: Tensor):
+        rows, cols = content.shape
+        self._buffer = torch.full((rows + 2, cols + 2 * self.GUARD), float("nan"), dtype=content.dtype, device=content.device)
+        self.view = self._buffer[1 : rows + 1, self.GUARD : self.GUARD + cols]
+        self.view.copy_(content)
+
+    def assert_guards_intact(self) -> None:
+        guards = self._buffer.clone()
+        guards[1:-1, self.GUARD : -self.GUARD] = float("nan")
+        assert guards.isnan().all(), "the op wrote outside its rows"
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equality of representation: tells 0.0 from -0.0 and lets NaN equal itself."""
+    width = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(width), b.contiguous().view(width))

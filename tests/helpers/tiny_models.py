@@ -1,0 +1,134 @@
+"""Tiny random checkpoints made by transformers, and a runner that drives a graph through a paged cache of shuffled blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+
+from pyengine import ops
+from pyengine.layers.context import ForwardContext
+from pyengine.models.config import load_model_config
+from pyengine.models.weights.loader import load_model
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.25,  # large enough that attention and MLP matter beside the residual
+}
+CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+BLOCK_SIZE = 16
+
+
+def make_hf(family: str, seed: int = 0, **overrides: object) -> PreTrainedModel:
+    """A random float32 model of a family, its norms and biases random too, so that a dropped one shows."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family](**{**SIZES, **overrides})
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.uniform_(-0.5, 0.5)
+    return model
+
+
+def save_hf(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32, **kwargs: object) -> Path:
+    model.to(dtype).save_pretrained(folder, **kwargs)
+    model.float()
+    return folder
+
+
+def load(folder: Path, dtype: str = "float32", **kwargs: object):
+    return load_model(folder, load_model_config(folder), dtype, "cpu", **kwargs)
+
+
+class PagedRun:
+    """Sequences with their cache blocks handed out in random order from a poisoned pool."""
+
+    def __init__(self, model, sequences: Iterable[Iterable[int]], seed: int = 0) -> None:
+        self.model, config = model, model.config
+        self.sequences = [list(s) for s in sequences]
+        self.num_computed = [0] * len(self.sequences)
+        max_blocks = max(-(-len(s) // BLOCK_SIZE) for s in self.sequences)
+        generator = torch.Generator().manual_seed(seed)
+        num_blocks = max_blocks * len(self.sequences) + 3
+        order = torch.randperm(num_blocks, generator=generator)[: max_blocks * len(self.sequences)]
+        self.block_tables = order.view(len(self.sequences), max_blocks).to(torch.int32)
+        shape = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        dtype = model.first_norm.dtype
+        self.kv_caches = tuple(
+            (torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
+            for _ in range(config.num_layers)
+        )
+
+    def step(self, num_new: list[int], output_rows: list[int] | None = None) -> torch.Tensor:
+        """Computes the next ``num_new[s]`` tokens of each sequence; float32 logits of every (or the wanted) row."""
+        ids, positions, slots, query_start = [], [], [], [0]
+        for index, count in enumerate(num_new):
+            begin = self.num_computed[index]
+            for position in range(begin, begin + count):
+                block = int(self.block_tables[index, position // BLOCK_SIZE])
+                slots.append(block * BLOCK_SIZE + position % BLOCK_SIZE)
+                positions.append(position)
+            ids += self.sequences[index][begin : begin + count]
+            query_start.append(len(ids))
+            self.num_computed[index] += count
+        meta = ops.AttentionMetadata(
+            block_tables=self.block_tables,
+            table_rows=None,
+            query_start=_int32(query_start),
+            seq_lens=_int32(self.num_computed),
+            num_tokens=len(ids),
+            max_seq_len=max(self.num_computed),
+        )
+        rows = None if output_rows is None else _int32(output_rows)
+        context = ForwardContext(_int32(positions), torch.tensor(slots), meta, self.kv_caches, rows)
+        return self.model.logits(self.model.forward(_int32(ids), context))
+
+    def whole(self) -> list[torch.Tensor]:
+        """Logits [len, vocab] of each sequence, all computed in one step."""
+        lens = [len(s) for s in self.sequences]
+        return list(self.step(lens).split(lens))
+
+    def in_steps(self, sizes: Iterable[int]) -> list[torch.Tensor]:
+        """The same, sequence s taking min(size, rest) tokens per step, sizes repeating."""
+        out: list[list[torch.Tensor]] = [[] for _ in self.sequences]
+        sizes = list(sizes)
+        step = 0
+        while any(done < len(s) for done, s in zip(self.num_computed, self.sequences, strict=True)):
+            pairs = zip(self.num_computed, self.sequences, strict=True)
+            num_new = [min(sizes[(step + i) % len(sizes)], len(s) - done) for i, (done, s) in enumerate(pairs)]
+            for parts, logits in zip(out, self.step(num_new).split(num_new), strict=True):
+                parts.append(logits)
+            step += 1
+        return [torch.cat(parts) for parts in out]
+
+
+def hf_logits(model: PreTrainedModel, sequences: Iterable[Iterable[int]]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model(torch.tensor([list(s)])).logits[0].float() for s in sequences]
+
+
+def random_sequences(lens: Iterable[int], vocab_size: int = SIZES["vocab_size"], seed: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in lens]
+
+
+def _int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
