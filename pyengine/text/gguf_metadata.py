@@ -2,8 +2,8 @@
 
 ``open_gguf(path)`` reads the header (metadata and tensor table) with every count, length and offset checked against the
 file's real size before anything is allocated or viewed, and returns plain Python values and lazy numpy views. Whatever
-is wrong with the file becomes one ``ModelError`` that names it. The layout is the GGUF specification's (versions 2 and 3,
-little endian); block sizes of the quantised types come from the ``gguf`` library, which also dequantises them.
+is wrong with the file becomes one ``ModelError`` that names it. The layout is the GGUF specification's (versions 2
+and 3, little endian); block sizes of the quantised types come from the ``gguf`` library, which also dequantises them.
 
     [magic version num_tensors num_keys] [key type value]* [name dims type offset]* pad [tensor data ...]
 """
@@ -67,8 +67,8 @@ class GGUFTensor:
     def data(self) -> np.ndarray:
         """Read-only view of the mapped file.
 
-        Plain types have their dtype and ``shape``; all others (also BF16) are uint8 with the last axis in bytes, which is
-        what ``gguf.quants.dequantize(data, tensor_type)`` takes.
+        Plain types have their dtype and ``shape``; all others (also BF16) are uint8 with the last axis in bytes, which
+        is what ``gguf.quants.dequantize(data, tensor_type)`` takes.
         """
         raw = self._file[self.data_offset : self.data_offset + self.num_bytes]
         dtype = _PLAIN_DTYPES.get(self.tensor_type)
@@ -92,7 +92,7 @@ class GGUFFile:
         return {tensor.name: tensor for tensor in self.tensors}
 
     def get(self, key: str, expected: type | tuple[type, ...], default: Any = None) -> Any:
-        """``metadata[key]`` when it is of the expected type; ``default`` when absent; ModelError when of another type."""
+        """``metadata[key]`` if it is of the expected type; ``default`` when absent; ModelError when of another type."""
         value = self.metadata.get(key)
         if value is None:
             return default
@@ -214,7 +214,7 @@ class _Reader:
         """Advance over ``num_bytes`` and return where they start."""
         start, end = self.offset, self.offset + num_bytes
         if end > self.size:
-            raise ModelError(f"{self.path}: ends inside its header, at {self.size} bytes; the file is truncated or corrupt")
+            raise ModelError(f"{self.path}: ends inside its header, at {self.size} bytes; it is truncated or corrupt")
         self.offset = end
         return start
 
@@ -234,5 +234,5 @@ class _Reader:
     def check_count(self, what: str, count: int, limit: int, min_bytes: int) -> None:
         if count > limit or count * min_bytes > self.size - self.offset:
             raise ModelError(
-                f"{self.path}: claims {count} {what}, more than the file ({self.size} bytes) can hold or the limit ({limit})"
+                f"{self.path}: claims {count} {what}, more than its {self.size} bytes can hold or the limit of {limit}"
             )

@@ -1,0 +1,45 @@
+"""Ids to text while they arrive.
+
+Every token is a run of bytes, so decoding needs no look back: bytes go through an incremental UTF-8 decoder, which keeps
+the begin of an unfinished character until the rest comes. Each push costs its own tokens and nothing of the past, and the
+concatenated deltas are exactly ``Tokenizer.decode`` of all ids.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+from pyengine.text.tokenizer import Tokenizer
+
+_utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """The text of one growing sequence.
+
+    ``prompt_token_ids`` tells only whether text comes before: a tokenizer whose decoding drops the very first space keeps
+    the space of a continuation.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True):
+        self._bytes_of = tokenizer.id_to_bytes
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._decoder = _utf8("replace")
+        self._strip_space = tokenizer.strip_leading_space and not self._has_text(prompt_token_ids)
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """The text that became complete with these ids; never half a character."""
+        skipped, bytes_of = self._skipped, self._bytes_of
+        data = b"".join([bytes_of(token_id) for token_id in token_ids if token_id not in skipped])
+        if self._strip_space and data:
+            self._strip_space = False
+            data = data.removeprefix(b" ")
+        return self._decoder.decode(data)
+
+    def finish(self) -> str:
+        """What is left when no more ids come: U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", True)
+
+    def _has_text(self, token_ids: Sequence[int]) -> bool:
+        return any(i not in self._skipped and self._bytes_of(i) for i in reversed(token_ids))
