@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#if defined(__x86_64__)
+#include "kv_cache_kernel.h"
+#include "math_avx2.h"
+
+namespace pe::cpu {
+
+RopeKernel rope_avx2(DType dtype) { return rope_kernel_for(dtype); }
+
+}  // namespace pe::cpu
+#endif

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv_cache_kernel.h"
+#include "math_generic.h"
+
+namespace pe::cpu {
+
+RopeKernel rope_generic(DType dtype) { return rope_kernel_for(dtype); }
+
+}  // namespace pe::cpu
