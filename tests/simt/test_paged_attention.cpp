@@ -1,0 +1,502 @@
+// SPDX-License-Identifier: Apache-2.0
+// Paged attention under the emulator: against a double loop in double precision, and against itself bit for bit.
+//
+// A sequence's q, k, v are functions of (sequence id, position), so the same sequence can be computed alone, in a crowd, whole, in
+// pieces, and token by token, on any number of CTAs. Every slot of the cache that no query may see is NaN, every entry of a block table
+// that nobody may read points far outside the pool, and all memory that the op gets starts as NaN.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "cuda/attention/args.h"
+#include "harness.h"
+
+namespace pe::cuda {
+namespace {
+
+using attention::Geometry;
+using attention::Item;
+using attention::Plan;
+using test::Buffer;
+
+struct Seq {
+  int id, len, num_queries;
+};
+
+struct Shape {
+  int num_heads = 4, num_kv_heads = 1, dim = 64, block_size = 16, window = 0;
+  bool tokens_outermost = false;  // cache as [block, token, head, dim] instead of [block, head, token, dim]
+};
+
+struct Batch {
+  std::vector<Seq> seqs;
+  int pad_seqs = 0, pad_tokens = 0;
+};
+
+constexpr float kScale = 0.3f;
+
+float element(int what, int id, int position, int head, int d) {
+  test::Random random((((static_cast<uint64_t>(what) * 1009 + id) * 100003 + position) * 131 + head) * 521 + d);
+  return 2 * random.uniform();
+}
+
+template <typename T>
+std::vector<float> head_row(int what, int id, int position, int head, int dim) {  // as T holds it
+  std::vector<float> row(dim);
+  for (int d = 0; d < dim; ++d) row[d] = to_float(from_float<T>(element(what, id, position, head, d)));
+  return row;
+}
+
+// One step's memory, built anew for each call.
+template <typename T>
+class World {
+ public:
+  World(const Shape& shape, const Batch& batch) : shape_(shape), batch_(batch) {
+    for (const Seq& s : batch.seqs) num_tokens_ += s.num_queries;
+    int64_t num_blocks = 3;
+    for (const Seq& s : batch.seqs) num_blocks += div_ceil(s.len, shape.block_size);
+    max_blocks_ = 1;
+    for (const Seq& s : batch.seqs) max_blocks_ = std::max<int64_t>(max_blocks_, div_ceil(s.len, shape.block_size));
+    const int64_t pool = num_blocks * shape.num_kv_heads * shape.block_size * shape.dim;
+    const int64_t all_tokens = num_tokens_ + batch.pad_tokens, all_seqs = num_seqs();
+    q_ = std::make_unique<Buffer<T>>(all_tokens * row_elements());
+    out_ = std::make_unique<Buffer<T>>(all_tokens * row_elements());
+    k_ = std::make_unique<Buffer<T>>(pool);
+    v_ = std::make_unique<Buffer<T>>(pool);
+    tables_ = std::make_unique<Buffer<int32_t>>(all_seqs * max_blocks_);
+    rows_ = std::make_unique<Buffer<int32_t>>(all_seqs);
+    query_start_ = std::make_unique<Buffer<int32_t>>(all_seqs + 1);
+    seq_lens_ = std::make_unique<Buffer<int32_t>>(all_seqs);
+    fill(num_blocks);
+  }
+
+  PagedAttentionParams params() {
+    PagedAttentionParams p;
+    p.out = out_->data();
+    p.q = q_->data();
+    p.q_head_stride = p.out_head_stride = shape_.dim;
+    p.q_token_stride = p.out_token_stride = row_elements();
+    p.kv.k = k_->data();
+    p.kv.v = v_->data();
+    p.kv.block_stride = int64_t{shape_.num_kv_heads} * shape_.block_size * shape_.dim;
+    p.kv.head_stride = shape_.tokens_outermost ? shape_.dim : int64_t{shape_.block_size} * shape_.dim;
+    p.kv.token_stride = shape_.tokens_outermost ? int64_t{shape_.num_kv_heads} * shape_.dim : shape_.dim;
+    p.kv.num_blocks = 1;  // not read
+    p.kv.block_size = shape_.block_size;
+    p.kv.num_kv_heads = shape_.num_kv_heads;
+    p.kv.head_dim = shape_.dim;
+    p.kv.dtype = p.dtype = test::dtype_of<T>();
+    p.block_tables = tables_->data();
+    p.block_table_stride = max_blocks_;
+    p.table_rows = rows_->data();
+    p.query_start = query_start_->data();
+    p.seq_lens = seq_lens_->data();
+    p.num_seqs = num_seqs();
+    p.num_tokens = num_tokens_ + batch_.pad_tokens;
+    p.num_heads = shape_.num_heads;
+    p.max_seq_len = 1;
+    for (const Seq& s : batch_.seqs) p.max_seq_len = std::max(p.max_seq_len, s.len);
+    p.scale = kScale;
+    p.window = shape_.window;
+    return p;
+  }
+
+  // Plans, runs twice with the same plan, and checks what must not change.
+  std::vector<T> run(const Geometry& geometry) {
+    const PagedAttentionParams p = params();
+    Buffer<char> plan(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
+    Buffer<char> work(static_cast<int64_t>(attention_workspace_bytes(p)));
+    const Workspace plan_space{plan.data(), static_cast<size_t>(plan.size())};
+    const Workspace work_space{work.data(), static_cast<size_t>(work.size())};
+    attention::plan(p, geometry, plan_space, nullptr);
+    attention::run(p, geometry, plan_space, work_space, nullptr);
+    const std::vector<unsigned char> first = out_->bytes();
+    if (runs_twice) {
+      attention::run(p, geometry, plan_space, work_space, nullptr);
+      EXPECT(first == out_->bytes(), "a plan's second use gives other bits");
+    }
+    EXPECT(plan.guards_intact() && work.guards_intact() && out_->guards_intact(), "wrote past its memory");
+    EXPECT(out_->untouched(num_tokens_ * row_elements(), batch_.pad_tokens * row_elements()), "wrote to padding");
+    return {out_->data(), out_->data() + num_tokens_ * row_elements()};
+  }
+
+  int64_t row_elements() const { return int64_t{shape_.num_heads} * shape_.dim; }
+  bool runs_twice = false;
+
+ private:
+  int64_t num_seqs() const { return static_cast<int64_t>(batch_.seqs.size()) + batch_.pad_seqs; }
+
+  void fill(int64_t num_blocks) {
+    std::vector<int> free_blocks;
+    for (int i = 0; i < num_blocks; ++i) free_blocks.push_back(i);
+    test::Random random(static_cast<uint64_t>(batch_.seqs.size()) + 17);
+    for (size_t i = free_blocks.size() - 1; i > 0; --i) std::swap(free_blocks[i], free_blocks[random.below(static_cast<int64_t>(i) + 1)]);
+    for (int64_t i = 0; i < tables_->size(); ++i) (*tables_)[i] = 0x7fffffff;
+    (*query_start_)[0] = 0;
+    for (int64_t s = 0; s < num_seqs(); ++s) {
+      const bool lives = s < static_cast<int64_t>(batch_.seqs.size());
+      (*rows_)[s] = static_cast<int32_t>(num_seqs() - 1 - s);
+      (*query_start_)[s + 1] = (*query_start_)[s] + (lives ? batch_.seqs[s].num_queries : 0);
+      (*seq_lens_)[s] = lives ? batch_.seqs[s].len : 0;
+      if (lives) fill_sequence(batch_.seqs[s], s, free_blocks);
+    }
+  }
+
+  void fill_sequence(const Seq& s, int64_t index, std::vector<int>& free_blocks) {
+    const PagedAttentionParams p = params();
+    const int first_query = s.len - s.num_queries;
+    const int first_key = shape_.window == 0 ? 0 : std::max(0, first_query - shape_.window + 1);
+    for (int position = first_key; position < s.len; ++position) {
+      int32_t& block = (*tables_)[(*rows_)[index] * max_blocks_ + position / shape_.block_size];
+      if (block == 0x7fffffff) {
+        block = free_blocks.back();
+        free_blocks.pop_back();
+      }
+      for (int head = 0; head < shape_.num_kv_heads; ++head) {
+        const int64_t at = block * p.kv.block_stride + head * p.kv.head_stride + position % shape_.block_size * p.kv.token_stride;
+        for (int d = 0; d < shape_.dim; ++d) {
+          (*k_)[at + d] = from_float<T>(element(1, s.id, position, head, d));
+          (*v_)[at + d] = from_float<T>(element(2, s.id, position, head, d));
+        }
+      }
+    }
+    for (int i = 0; i < s.num_queries; ++i) {
+      for (int head = 0; head < shape_.num_heads; ++head) {
+        for (int d = 0; d < shape_.dim; ++d) {
+          (*q_)[((*query_start_)[index] + i) * row_elements() + head * shape_.dim + d] =
+              from_float<T>(element(0, s.id, first_query + i, head, d));
+        }
+      }
+    }
+  }
+
+  Shape shape_;
+  Batch batch_;
+  int64_t num_tokens_ = 0, max_blocks_ = 0;
+  std::unique_ptr<Buffer<T>> q_, out_, k_, v_;
+  std::unique_ptr<Buffer<int32_t>> tables_, rows_, query_start_, seq_lens_;
+};
+
+// ---- against double precision ----------------------------------------------------------------------------------------
+
+// The error that rounding the weights to T allows (each by half an ulp, f16's subnormals by an absolute step), the rounding of the
+// result, and fp32's own sums.
+template <typename T>
+void check_row(const Shape& shape, const Seq& s, int position, int head, const T* got) {
+  const int kv_head = head / (shape.num_heads / shape.num_kv_heads);
+  const int first = shape.window == 0 ? 0 : std::max(0, position - shape.window + 1);
+  const std::vector<float> q = head_row<T>(0, s.id, position, head, shape.dim);
+  std::vector<double> scores, acc(shape.dim, 0.0), size(shape.dim, 0.0);
+  for (int key = first; key <= position; ++key) {
+    const std::vector<float> k = head_row<T>(1, s.id, key, kv_head, shape.dim);
+    double dot = 0;
+    for (int d = 0; d < shape.dim; ++d) dot += double{q[d]} * k[d];
+    scores.push_back(dot * kScale);
+  }
+  const double most = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  for (int key = first; key <= position; ++key) {
+    const double p = std::exp(scores[key - first] - most);
+    const std::vector<float> v = head_row<T>(2, s.id, key, kv_head, shape.dim);
+    sum += p;
+    for (int d = 0; d < shape.dim; ++d) {
+      acc[d] += p * v[d];
+      size[d] += p * std::abs(v[d]);
+    }
+  }
+  const double half_ulp = test::ulp<T>() / 2;
+  double worst = 0;
+  for (int d = 0; d < shape.dim; ++d) {
+    const double expected = acc[d] / sum;
+    const double allowed = half_ulp * (size[d] / sum + std::abs(expected)) + 2e-5 + 6e-8 * static_cast<double>(scores.size());
+    const double error = std::abs(to_float(got[d]) - expected) / allowed;
+    worst = error <= worst ? worst : error;
+    if (!(error <= 1)) worst = std::max(worst, std::isnan(error) ? 1e9 : error);
+  }
+  EXPECT(worst <= 1, "seq len %d queries %d position %d head %d: error is %g of the allowed", s.len, s.num_queries, position,
+         head, worst);
+}
+
+template <typename T>
+void check_batch(const Shape& shape, const Batch& batch, const Geometry& geometry) {
+  World<T> world(shape, batch);
+  world.runs_twice = true;
+  const std::vector<T> out = world.run(geometry);
+  int64_t token = 0;
+  for (const Seq& s : batch.seqs) {
+    for (int i = 0; i < s.num_queries; ++i, ++token) {
+      // All rows of short pieces; of long ones the ends and a few between.
+      if (s.num_queries > 12 && i > 2 && i < s.num_queries - 3 && i % 11 != 0) continue;
+      for (int head = 0; head < shape.num_heads; ++head) {
+        check_row<T>(shape, s, s.len - s.num_queries + i, head, &out[token * world.row_elements() + head * shape.dim]);
+      }
+    }
+  }
+}
+
+Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots) {
+  Geometry g;
+  g.num_ctas = num_ctas;
+  g.num_slots = num_slots;
+  return g;
+}
+constexpr int deep_slots(int dim) {
+  return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16);
+}
+
+void test_against_reference() {
+  const Batch decode{{{1, 1, 1}, {2, 15, 1}, {3, 16, 1}, {4, 65, 1}, {5, 257, 1}, {6, 700, 1}}, 2, 2};
+  const Batch mixed{{{1, 40, 1}, {2, 0, 0}, {3, 90, 90}, {4, 300, 3}, {5, 290, 45}, {6, 513, 1}}, 1, 3};
+  for (const int group : {1, 3, 4, 8}) {
+    const Shape shape{2 * group, 2, 64, 16, 0, false};
+    check_batch<bf16>(shape, decode, ctas(1, deep_slots(64)));
+  }
+  check_batch<bf16>({8, 2, 64, 64, 0, true}, mixed, ctas(2));
+  check_batch<bf16>({3, 1, 128, 16, 0, false}, mixed, ctas(1, deep_slots(128)));
+  check_batch<f16>({4, 1, 64, 32, 0, true}, mixed, ctas(1));
+  check_batch<f16>({8, 1, 128, 256, 0, false}, decode, ctas(4));
+  check_batch<bf16>({4, 2, 64, 16, 50, false}, mixed, ctas(2));
+  check_batch<bf16>({4, 1, 64, 16, 300, false}, {{{1, 900, 1}, {2, 620, 40}, {3, 270, 4}}}, ctas(3, deep_slots(64)));
+  check_batch<bf16>({40, 1, 64, 16, 0, false}, {{{1, 300, 1}, {2, 20, 1}}}, ctas(1));  // a CTA for one token
+  for (const int dim : {80, 96, 256}) {
+    const Shape shape{4, 1, dim, 16, 0, false};
+    check_batch<bf16>(shape, {{{1, 70, 1}, {2, 60, 20}, {3, 330, 1}}}, ctas(2, deep_slots(dim)));
+  }
+}
+
+// ---- bit for bit -----------------------------------------------------------------------------------------------------
+
+using Rows = std::map<int, std::vector<uint16_t>>;  // position -> bits of all heads
+
+template <typename T>
+Rows rows_of(const Shape& shape, const Batch& batch, int id, const Geometry& geometry) {
+  World<T> world(shape, batch);
+  const std::vector<T> out = world.run(geometry);
+  const int64_t elements = world.row_elements();
+  Rows rows;
+  int64_t token = 0;
+  for (const Seq& s : batch.seqs) {
+    for (int i = 0; i < s.num_queries; ++i, ++token) {
+      if (s.id != id) continue;
+      std::vector<uint16_t> bits(elements);
+      std::memcpy(bits.data(), &out[token * elements], elements * sizeof(T));
+      rows[s.len - s.num_queries + i] = bits;
+    }
+  }
+  return rows;
+}
+
+void expect_same(const Rows& part, const Rows& whole, const char* what) {
+  EXPECT(!part.empty(), "%s: nothing computed", what);
+  for (const auto& [position, bits] : part) EXPECT(bits == whole.at(position), "%s: position %d differs", what, position);
+}
+
+template <typename T>
+void test_same_bits(const Shape& shape, int len) {
+  const int id = 7;
+  const Rows whole = rows_of<T>(shape, {{{id, len, len}}}, id, ctas(1));
+  EXPECT(static_cast<int>(whole.size()) == len, "all rows");
+  // whole, on more CTAs (split tiles) and in a crowd
+  expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(shape.dim))), whole, "9 CTAs");
+  expect_same(rows_of<T>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)), whole, "crowd");
+  // cut at odd places
+  int begin = 0;
+  for (const int cut : {1, 14, 47, 96, 97, 200, 255, 258, 290, len}) {
+    if (cut <= begin || cut > len) continue;
+    expect_same(rows_of<T>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id, ctas(begin % 3 == 0 ? 1 : 12)), whole, "cut");
+    begin = cut;
+  }
+  // token by token: alone on one CTA (nothing split), alone on many (every chunk apart), in a crowd
+  for (int position = 0; position < len; position += position < 70 || position > len - 3 ? 9 : 41) {
+    const Seq one{id, position + 1, 1};
+    expect_same(rows_of<T>(shape, {{one}}, id, ctas(1)), whole, "decode, 1 CTA");
+    expect_same(rows_of<T>(shape, {{one}}, id, ctas(40, deep_slots(shape.dim))), whole, "decode, 40 CTAs");
+  }
+  Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
+  expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
+  crowd.seqs[2].num_queries = 5;
+  expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "five tokens in a crowd");
+}
+
+// A NaN in one sequence stays there, and any order of threads gives the same bits.
+void test_orders_and_geometry() {
+  const Shape shape{4, 1, 64, 16, 0, false};
+  const Batch batch{{{1, 600, 1}, {2, 300, 40}, {3, 20, 2}}};
+  const Rows expected = rows_of<bf16>(shape, batch, 2, ctas(1));
+  const Rows expected_decode = rows_of<bf16>(shape, batch, 1, ctas(1));
+  test::for_each_order([&] {
+    expect_same(rows_of<bf16>(shape, batch, 2, ctas(6, deep_slots(64))), expected, "order");
+    Geometry spread = ctas(1);
+    spread.spread = true;
+    expect_same(rows_of<bf16>(shape, {{{1, 600, 1}}}, 1, spread), expected_decode, "spread");
+  });
+}
+
+// ---- the plan --------------------------------------------------------------------------------------------------------
+
+struct PlanCase {
+  std::vector<Seq> seqs;
+  int group, num_kv_heads, window, num_ctas;
+};
+
+// What a plan must be: every chunk of every tile once, longest pieces first, inside its bounds, partial rows apart.
+struct PlanFacts {
+  int num_cta_items, num_warp_items, num_splits;
+  int64_t longest_warp_piece;
+};
+
+PlanFacts check_plan(const PlanCase& c) {
+  Buffer<int32_t> query_start(static_cast<int64_t>(c.seqs.size()) + 1), seq_lens(static_cast<int64_t>(c.seqs.size()));
+  PagedAttentionParams p;
+  query_start[0] = 0;
+  for (size_t s = 0; s < c.seqs.size(); ++s) {
+    query_start[static_cast<int64_t>(s) + 1] = query_start[static_cast<int64_t>(s)] + c.seqs[s].num_queries;
+    seq_lens[static_cast<int64_t>(s)] = c.seqs[s].len;
+    p.max_seq_len = std::max(p.max_seq_len, c.seqs[s].len);
+  }
+  p.query_start = query_start.data();
+  p.seq_lens = seq_lens.data();
+  p.num_seqs = static_cast<int64_t>(c.seqs.size());
+  p.num_tokens = query_start[p.num_seqs];
+  p.num_heads = c.group * c.num_kv_heads;
+  p.kv.num_kv_heads = c.num_kv_heads;
+  p.kv.head_dim = 128;
+  p.window = c.window;
+  const Geometry geometry = ctas(c.num_ctas);
+  Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
+  attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
+  EXPECT(memory.guards_intact(), "the plan wrote past its memory");
+  EXPECT(attention_workspace_bytes(p) <= size_t{96} << 20, "workspace of %zu bytes", attention_workspace_bytes(p));
+
+  Plan plan;
+  const attention::PlanBounds bounds = attention::plan_bounds(p, geometry);
+  attention::lay_out(bounds, memory.data(), &plan);
+  const attention::Header& header = *plan.header;
+  EXPECT(header.num_cta_items <= bounds.cta_items && header.num_warp_items <= bounds.warp_items &&
+             int64_t{header.num_splits} * c.num_kv_heads <= bounds.splits && header.num_merge_rows <= bounds.merge_rows,
+         "lists longer than their bounds: %d %d %d %d", header.num_cta_items, header.num_warp_items, header.num_splits,
+         header.num_merge_rows);
+  std::map<std::pair<int, int>, std::vector<Item>> tiles;
+  int64_t longest = 0;
+  for (const bool on_cta : {true, false}) {
+    const Item* items = on_cta ? plan.cta_items : plan.warp_items;
+    const int num_items = on_cta ? header.num_cta_items : header.num_warp_items;
+    for (int i = 0; i < num_items; ++i) {
+      tiles[{items[i].seq, items[i].first_row}].push_back(items[i]);
+      EXPECT(items[i].chunk_end > items[i].chunk_begin, "an empty piece");
+      if (!on_cta) longest = std::max<int64_t>(longest, items[i].chunk_end - items[i].chunk_begin);
+    }
+    if (num_items > 1) {
+      const auto length = [&](int i) { return items[i].chunk_end - items[i].chunk_begin; };
+      EXPECT(length(0) * 16 >= length(num_items - 1) * 15, "longest first");
+    }
+  }
+  size_t num_tiles = 0;
+  std::set<std::pair<int64_t, int64_t>> partials;
+  for (const Seq& s : c.seqs) {
+    const int rows = s.num_queries * c.group, step = rows > attention::kMaxRowsOnWarps ? attention::kCtaRows : attention::kWarpRows;
+    for (int row = 0; row < rows; row += step, ++num_tiles) {
+      std::vector<Item>& pieces = tiles[{static_cast<int>(&s - c.seqs.data()), row}];
+      std::sort(pieces.begin(), pieces.end(), [](const Item& a, const Item& b) { return a.chunk_begin < b.chunk_begin; });
+      const int num_rows = std::min(step, rows - row), first_position = s.len - s.num_queries + row / c.group;
+      const int last_position = s.len - s.num_queries + (row + num_rows - 1) / c.group;
+      int chunk = c.window == 0 ? 0 : std::max(0, first_position - c.window + 1) / kChunkTokens;
+      for (const Item& piece : pieces) {
+        EXPECT(piece.chunk_begin == chunk, "a chunk is missing or twice");
+        EXPECT((piece.split >= 0) == (pieces.size() > 1) && piece.folds == (&piece == &pieces[0]), "kinds of pieces");
+        if (piece.split >= 0) {
+          const int64_t states = piece.folds != 0 ? 1 : piece.chunk_end - piece.chunk_begin;
+          partials.insert({piece.state, piece.state + states * num_rows});
+        }
+        chunk = piece.chunk_end;
+      }
+      EXPECT(chunk == last_position / kChunkTokens + 1, "chunks at the end are missing: %d", chunk);
+    }
+  }
+  EXPECT(num_tiles == tiles.size(), "tiles of nobody");
+  int64_t end = 0;
+  for (const auto& [from, to] : partials) {
+    EXPECT(from == end, "partial results overlap or leave a hole");
+    end = to;
+  }
+  EXPECT(end <= attention::partial_rows(p), "partial results past the workspace");
+  return {header.num_cta_items, header.num_warp_items, header.num_splits, longest};
+}
+
+void test_plan() {
+  std::vector<Seq> uniform(256, Seq{0, 1024, 1});
+  EXPECT(check_plan({uniform, 4, 8, 0, 132}).num_splits == 0, "256 x 1024 needs no splitting");
+  std::vector<Seq> skewed(64, Seq{0, 1000, 1});
+  skewed[37].len = 65536;
+  const PlanFacts facts = check_plan({skewed, 4, 8, 0, 132});
+  EXPECT(facts.num_splits == 1 && facts.longest_warp_piece <= 8, "one long sequence is spread: %d splits, pieces up to %d",
+         facts.num_splits, static_cast<int>(facts.longest_warp_piece));
+  EXPECT(check_plan({{{0, 1024, 1}}, 4, 8, 0, 132}).num_warp_items == 4, "batch 1: a chunk a warp");
+  EXPECT(check_plan({{{0, 16384, 2048}}, 4, 8, 0, 132}).num_splits == 0, "a prefill chunk has tiles enough");
+  EXPECT(check_plan({{{0, 16384, 16}}, 4, 8, 0, 132}).num_splits == 1, "64 rows over a long context are split");
+  check_plan({{{0, 1 << 20, 1}, {0, 5, 5}, {0, 0, 0}}, 8, 1, 0, 132});
+  check_plan({std::vector<Seq>(200, Seq{0, 1 << 20, 1}), 16, 1, 0, 132});  // more partial results than room
+  check_plan({{}, 4, 8, 0, 132});
+  check_plan({{{0, 4000, 3000}, {0, 3000, 1}, {0, 700, 9}}, 3, 3, 1000, 78});
+  test::Random random(3);
+  for (int i = 0; i < 30; ++i) {
+    PlanCase c{{}, static_cast<int>(1 + random.below(9)), static_cast<int>(1 + random.below(8)),
+               i % 3 == 0 ? static_cast<int>(1 + random.below(2000)) : 0, static_cast<int>(1 + random.below(140))};
+    for (int64_t n = random.below(600); n > 0; --n) {
+      const int len = static_cast<int>(1 + random.below(random.below(20) == 0 ? 50000 : 1500));
+      const int num_queries = random.below(8) == 0 ? static_cast<int>(1 + random.below(len)) : 1;
+      c.seqs.push_back({0, len, random.below(10) == 0 ? 0 : num_queries});
+    }
+    check_plan(c);
+  }
+}
+
+// ---- errors ----------------------------------------------------------------------------------------------------------
+
+void test_errors() {
+  World<bf16> world({4, 2, 64, 16, 0, false}, {{{1, 20, 1}}});
+  const auto expect_error = [&](const char* part, const std::function<void(PagedAttentionParams&)>& spoil) {
+    PagedAttentionParams p = world.params();
+    spoil(p);
+    const std::string text = test::error_of([&] { paged_attention(p, {}, {}, nullptr); });
+    EXPECT(test::contains(text, part) && test::contains(text, "paged_attention"), "got: %s", text.c_str());
+  };
+  expect_error("f32 unsupported on CUDA", [](auto& p) { p.dtype = p.kv.dtype = DType::kF32; });
+  expect_error("must be equal", [](auto& p) { p.kv.dtype = DType::kF16; });
+  expect_error("head_dim 72 unsupported (have 64, 80, 96, 128, 256)", [](auto& p) { p.kv.head_dim = 72; });
+  expect_error("num_heads must be a multiple of num_kv_heads, got 5 and 2", [](auto& p) { p.num_heads = 5; });
+  expect_error("block_size must be a power of two in 16 .. 256, got 24", [](auto& p) { p.kv.block_size = 24; });
+  expect_error("scale must be positive", [](auto& p) { p.scale = 0; });
+  expect_error("q_stride must be a multiple of 16 bytes", [](auto& p) { p.q_token_stride = 257; });
+  expect_error("plan needs", [](auto&) {});
+}
+
+void test_public_entry() {  // the emulated device's own geometry
+  World<bf16> world({4, 1, 64, 16, 0, false}, {{{1, 700, 1}, {2, 50, 12}}});
+  PagedAttentionParams p = world.params();
+  Buffer<char> plan(static_cast<int64_t>(attention_plan_bytes(p))), work(static_cast<int64_t>(attention_workspace_bytes(p)));
+  attention_plan(p, {plan.data(), static_cast<size_t>(plan.size())}, nullptr);
+  paged_attention(p, {plan.data(), static_cast<size_t>(plan.size())}, {work.data(), static_cast<size_t>(work.size())}, nullptr);
+  const auto* out = static_cast<const uint16_t*>(p.out);
+  const std::vector<uint16_t> got(out, out + 13 * world.row_elements());
+  const std::vector<bf16> expected = world.run(ctas(1));
+  EXPECT(std::memcmp(got.data(), expected.data(), got.size() * 2) == 0, "the public entry gives other bits");
+}
+
+}  // namespace
+}  // namespace pe::cuda
+
+int main() {
+  using namespace pe::cuda;
+  test_plan();
+  test_errors();
+  test_against_reference();
+  test_same_bits<bf16>({4, 1, 64, 16, 0, false}, 330);
+  test_same_bits<f16>({3, 1, 64, 64, 0, true}, 130);
+  test_same_bits<bf16>({8, 1, 128, 16, 0, false}, 290);
+  test_same_bits<bf16>({4, 1, 64, 16, 100, false}, 400);
+  test_orders_and_geometry();
+  test_public_entry();
+  return pe::test::report("paged_attention");
+}
