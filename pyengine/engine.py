@@ -115,8 +115,8 @@ class Engine:
 def _plan(config: EngineConfig, model: ModelConfig, dtype: str, device: Device) -> MemoryPlan:
     """The memory plan; the attention's buffers depend on the plan's own limits, so it is made twice where they matter."""
     plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes)
-    num_bytes = ops.attention_buffer_bytes(plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, model.num_heads,
-                                           model.num_kv_heads, model.head_dim, getattr(torch, dtype), device.torch_device)
+    num_bytes = sum(ops.attention_buffer_bytes(plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, model.num_heads,
+                                               model.num_kv_heads, model.head_dim, getattr(torch, dtype), device.torch_device))
     if num_bytes:
         plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes, num_bytes)
     return plan

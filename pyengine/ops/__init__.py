@@ -22,7 +22,7 @@ from pyengine.ops import library
 from pyengine.ops.types import AttentionMetadata, PackedWeight, StepTensors
 
 __all__ = [
-    "AttentionMetadata", "PackedWeight", "Program", "StepTensors", "attention_plan", "check_device", "copy_blocks", "embedding",
+    "AttentionMetadata", "PackedWeight", "Program", "StepTensors", "attention_buffer_bytes", "attention_plan", "check_device", "copy_blocks", "embedding",
     "empty_packed_weight", "gather_rows", "has_cuda_kernels", "isa", "linear", "make_attention_buffers", "num_threads", "pack_rows",
     "pack_weight", "paged_attention", "record", "rms_norm", "rope_write_kv", "sample", "set_isa", "set_num_threads", "silu_mul",
     "step_inputs", "store_tokens", "swap_blocks", "update_block_tables",
@@ -193,6 +193,22 @@ def swap_blocks(dst: Tensor, src: Tensor, pairs_host: Tensor) -> None:
 # ---- attention -----------------------------------------------------------------------------------------------------------
 
 
+def attention_buffer_bytes(
+    max_num_seqs: int,
+    max_num_tokens: int,
+    max_seq_len: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[int, int]:
+    """Bytes of the plan and of the workspace that ``make_attention_buffers`` would allocate; (0, 0) on the CPU."""
+    if torch.device(device).type != "cuda":
+        return 0, 0
+    return tuple(_C.attention_buffer_bytes(max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, _dtype_code(dtype)))
+
+
 def make_attention_buffers(
     max_num_seqs: int,
     max_num_tokens: int,
@@ -204,10 +220,8 @@ def make_attention_buffers(
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """Plan and workspace of paged attention for steps up to these bounds: uint8 tensors, empty ones on the CPU."""
-    plan_bytes = workspace_bytes = 0
-    if torch.device(device).type == "cuda":
-        plan_bytes, workspace_bytes = _C.attention_buffer_bytes(
-            max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, _dtype_code(dtype))
+    plan_bytes, workspace_bytes = attention_buffer_bytes(
+        max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype, device)
     return (torch.empty(plan_bytes, dtype=torch.uint8, device=device), torch.empty(workspace_bytes, dtype=torch.uint8, device=device))
 
 
