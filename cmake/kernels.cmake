@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # pe_kernels: csrc/cpu always, csrc/cuda with PE_CUDA. Sources are found by name, instruction sets by suffix.
 find_package(Threads REQUIRED)
+if(PE_CUDA)
+  include(cmake/cuda.cmake)  # before the target, which takes its CUDA settings when it is made
+endif()
 
-file(GLOB_RECURSE PE_CPU_SOURCES CONFIGURE_DEPENDS csrc/cpu/*.cpp)
+file(GLOB_RECURSE PE_CPU_SOURCES CONFIGURE_DEPENDS csrc/core.cpp csrc/cpu/*.cpp)
 add_library(pe_kernels STATIC ${PE_CPU_SOURCES})
 target_include_directories(pe_kernels PUBLIC csrc/include PRIVATE csrc)
 target_compile_options(pe_kernels PRIVATE
@@ -15,7 +18,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(PE_AVX2_FLAGS -mavx2 -mfma -mf16c)
   set(PE_AVX512_FLAGS ${PE_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-    list(APPEND PE_AVX512_FLAGS -Wno-maybe-uninitialized)  # GCC 12 warns about its own avx512fintrin.h (GCC PR 105593)
+    list(APPEND PE_AVX512_FLAGS -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns about its own avx512fintrin.h (GCC PR 105593)
   endif()
   set(PE_AMX_FLAGS ${PE_AVX512_FLAGS} -mamx-tile -mamx-bf16)
   foreach(source ${PE_CPU_SOURCES})
@@ -30,24 +33,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
 endif()
 
 if(PE_CUDA)
-  # sm_80 machine code also runs on sm_86 and sm_89; sm_90a unlocks Hopper's own instructions but runs on Hopper alone; so
-  # the same sources are also kept as compute_90 PTX, which the driver compiles for anything newer.
-  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
-  endif()
-  enable_language(CUDA)
-  find_package(CUDAToolkit REQUIRED)
   file(GLOB_RECURSE PE_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
   target_sources(pe_kernels PRIVATE ${PE_CUDA_SOURCES})
-  set_target_properties(pe_kernels PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON)
   target_compile_options(pe_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall>)
   target_compile_definitions(pe_kernels PUBLIC PE_CUDA=1)
-  target_include_directories(pe_kernels SYSTEM PUBLIC ${CUDAToolkit_INCLUDE_DIRS})
-  # The static runtime: _C then needs no libcudart of a certain name beside it, and cannot pick up another copy than the one
-  # it was compiled with. It shares with torch's runtime what matters (primary context, streams, events, graphs), for
-  # those belong to the driver; the sticky error state stays our own. cuBLASLt is opened at run time, not linked.
-  set_target_properties(pe_kernels PROPERTIES CUDA_RUNTIME_LIBRARY Static)
-  target_link_libraries(pe_kernels PUBLIC CUDA::cudart_static)
+  target_link_libraries(pe_kernels PUBLIC pe_cuda_runtime)
 endif()
 
 # An executable of one source file, named after it, linked with the kernels alone.

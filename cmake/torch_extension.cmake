@@ -19,9 +19,9 @@ file(GLOB PE_TORCH_SOURCES CONFIGURE_DEPENDS csrc/torch/*.cpp)
 add_library(_C MODULE ${PE_TORCH_SOURCES})
 target_include_directories(_C PRIVATE csrc)
 target_include_directories(_C SYSTEM PRIVATE ${PE_TORCH_DIR}/include)
-file(SHA256 csrc/torch/schema.cpp PE_SCHEMA_HASH)
+file(SHA256 ${PROJECT_SOURCE_DIR}/csrc/torch/schema.cpp PE_SCHEMA_HASH)
 string(SUBSTRING ${PE_SCHEMA_HASH} 0 12 PE_SCHEMA_HASH)
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/torch/schema.cpp)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/torch/schema.cpp)
 target_compile_definitions(_C PRIVATE
   TORCH_TARGET_VERSION=0x020b000000000000
   PE_VERSION="${PROJECT_VERSION}"

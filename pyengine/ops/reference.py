@@ -1,8 +1,8 @@
 """The ops in plain torch: what ``pyengine.ops`` must compute, written to be read.
 
-Same names, same arguments, same meaning. Everything is computed in float32 (exactly where integers suffice) and rounded
-once, in the order that the C++ contracts in csrc/include/pe state. Loops over sequences and rows are deliberate: this file is
-the specification and the tests' oracle, not a backend.
+Same names, same arguments, same meaning. Everything is computed in float32 and rounded once, in the order that the C++
+contracts in csrc/include/pe state; given float64 tensors it computes in float64, which is how the tests get at the truth.
+Loops over sequences and rows are deliberate: this file is the specification and the tests' oracle, not a backend.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from torch import Tensor
 from pyengine.ops.types import AttentionMetadata, PackedWeight, StepTensors
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     if residual is not None:
-        residual.copy_((x.float() + residual.float()).to(x.dtype))
+        residual.copy_((_wide(x) + _wide(residual)).to(x.dtype))
         x = residual
-    values = x.float()
+    values = _wide(x)
     scale = torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + eps)
-    return (values * scale * weight.float()).to(x.dtype)
+    return (values * scale * _wide(weight)).to(x.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.float().chunk(2, dim=-1)
+    gate, up = _wide(gate_up).chunk(2, dim=-1)
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
 
 
@@ -43,9 +47,9 @@ def pack_rows(packed: PackedWeight, row_offset: int, weight_rows: Tensor) -> Non
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-    y = x.float() @ weight.data.float().T
+    y = _wide(x) @ _wide(weight.data).T
     if bias is not None:
-        y = y + bias.float()
+        y = y + _wide(bias)
     return y.to(out_dtype or x.dtype)
 
 
@@ -72,7 +76,7 @@ def rope_write_kv(
         if slot < 0:
             continue
         heads = qkv[token].view(num_heads + 2 * num_kv_heads, head_dim)
-        q, k, v = heads.float().split((num_heads, num_kv_heads, num_kv_heads))
+        q, k, v = _wide(heads).split((num_heads, num_kv_heads, num_kv_heads))
         if q_norm is not None:
             q = _normalise(q, q_norm, norm_eps)
         if k_norm is not None:
@@ -86,11 +90,11 @@ def rope_write_kv(
 
 
 def _normalise(heads: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return heads * torch.rsqrt(heads.square().mean(dim=-1, keepdim=True) + eps) * weight.float()
+    return heads * torch.rsqrt(heads.square().mean(dim=-1, keepdim=True) + eps) * _wide(weight)
 
 
 def _rotate(heads: Tensor, cos_sin: Tensor) -> Tensor:
-    cos, sin = cos_sin.float().chunk(2)
+    cos, sin = _wide(cos_sin).chunk(2)
     half = cos.shape[0]
     a, b, rest = heads[:, :half], heads[:, half : 2 * half], heads[:, 2 * half :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
@@ -139,10 +143,10 @@ def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: Attention
 
 
 def _gather_sequence(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
-    """The first ``seq_len`` tokens of a sequence, [seq_len, num_kv_heads, head_dim] float32."""
+    """The first ``seq_len`` tokens of a sequence, [seq_len, num_kv_heads, head_dim]."""
     num_blocks = math.ceil(seq_len / cache.shape[2])
     blocks = cache[block_table[:num_blocks].long()]  # [num_blocks, num_kv_heads, block_size, head_dim]
-    return blocks.transpose(1, 2).flatten(0, 1)[:seq_len].float()
+    return _wide(blocks.transpose(1, 2).flatten(0, 1)[:seq_len])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int) -> Tensor:
@@ -150,7 +154,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int) 
     seq_len, num_kv_heads, _ = keys.shape
     group = num_heads // num_kv_heads  # query heads that share a KV head
     keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-    scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * scale
+    scores = torch.einsum("qhd,khd->hqk", _wide(q), keys) * scale
     query_at = torch.arange(seq_len - num_queries, seq_len, device=q.device)[:, None]
     key_at = torch.arange(seq_len, device=q.device)[None, :]
     visible = key_at <= query_at

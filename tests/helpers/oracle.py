@@ -1,6 +1,6 @@
 """How a result is judged against the specification, and tensors that betray a kernel that reads or writes astray.
 
-The tolerance is no hand-tuned constant: an op may err from the float32 truth at most twice as far as a plain low-precision
+The tolerance is no hand-tuned constant: an op may err from the float64 truth at most twice as far as a plain low-precision
 torch version does, plus a few units in the last place.
 """
 
@@ -13,11 +13,11 @@ ULPS = 4
 
 
 def assert_accurate(actual: Tensor, truth: Tensor, plain: Tensor) -> None:
-    """``actual`` errs from ``truth`` (float32) no more than twice as far as ``plain`` (the same by ordinary torch), plus ULPS."""
+    """``actual`` errs from ``truth`` (float64) no more than twice as far as ``plain`` (the same by ordinary torch), plus ULPS."""
     assert actual.shape == truth.shape
-    truth = truth.float()
-    error = (actual.float() - truth).abs()
-    plain_error = (plain.float() - truth).abs().max() if plain.numel() else truth.new_zeros(())
+    truth = truth.double()
+    error = (actual.double() - truth).abs()
+    plain_error = (plain.double() - truth).abs().max() if plain.numel() else truth.new_zeros(())
     floor = ULPS * torch.finfo(actual.dtype).eps * truth.abs().clamp(min=truth.abs().mean() if truth.numel() else 0.0)
     allowed = 2 * plain_error + floor
     assert not actual.isnan().any(), "NaN in the result"

@@ -15,7 +15,7 @@ SHAPES = [(1, 8), (3, 64), (7, 576), (33, 1536), (2, 4096), (130, 72)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rms_norm(device, dtype, shape):
     x, weight = torch.randn(shape).to(device, dtype), torch.randn(shape[1]).to(device, dtype)
-    truth = reference.rms_norm(x.float(), weight.float(), 1e-5)
+    truth = reference.rms_norm(x.double(), weight.double(), 1e-5)
     plain = torch.nn.functional.rms_norm(x, shape[1:], weight, 1e-5)
     assert_accurate(ops.rms_norm(x, weight, 1e-5), truth, plain)
 
@@ -26,7 +26,7 @@ def test_rms_norm_with_residual(device, dtype, shape):
     summed = x + residual  # one rounding: exact
     actual = ops.rms_norm(x, weight, 1e-5, residual)
     assert same_bits(residual, summed)
-    truth = reference.rms_norm(summed.float(), weight.float(), 1e-5)
+    truth = reference.rms_norm(summed.double(), weight.double(), 1e-5)
     assert_accurate(actual, truth, torch.nn.functional.rms_norm(summed, shape[1:], weight, 1e-5))
 
 
@@ -60,7 +60,7 @@ def test_silu_mul(device, dtype, shape):
     rows, cols = shape
     gate_up = 3 * torch.randn(rows, 2 * cols).to(device, dtype)
     plain = torch.nn.functional.silu(gate_up[:, :cols]) * gate_up[:, cols:]
-    assert_accurate(ops.silu_mul(gate_up), reference.silu_mul(gate_up.float()), plain)
+    assert_accurate(ops.silu_mul(gate_up), reference.silu_mul(gate_up.double()), plain)
 
 
 def test_silu_mul_strided_and_saturated(device, dtype):

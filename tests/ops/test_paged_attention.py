@@ -19,9 +19,9 @@ CASES = {"decodes": DECODES, "prefills": PREFILLS, "chunks": CHUNKS, "mixed": [*
 
 
 def truth_and_plain(case: PagedCase, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The float32 result of the same inputs, and what plain torch makes of them in their own dtype."""
+    """The float64 result of the same inputs, and what plain torch makes of them in their own dtype."""
     live = case.num_queries
-    truth = reference.paged_attention(case.q.float(), case.k_cache.float(), case.v_cache.float(), case.meta, case.scale, window)[:live]
+    truth = reference.paged_attention(case.q.double(), case.k_cache.double(), case.v_cache.double(), case.meta, case.scale, window)[:live]
     return truth, plain_attention(case, window)
 
 

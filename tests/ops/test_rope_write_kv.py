@@ -47,13 +47,13 @@ def test_against_reference(device, dtype, heads, has_norm, rotary_share):
         reference.rope_write_kv(row, positions, slots, cos_sin, *caches, heads.num_heads, *cast, 1e-6)
         return row, *caches
 
-    (q32, k32, v32), (q16, k16, _) = expected(torch.float32), expected(dtype)
+    (q64, k64, v64), (q16, k16, _) = expected(torch.float64), expected(dtype)
     assert same_bits(qkv.view[slots < 0], before[slots < 0])
-    assert_accurate(qkv.view, q32, q16)
-    written = ~k32.isnan()
+    assert_accurate(qkv.view, q64, q16)
+    written = ~k64.isnan()
     assert torch.equal(written, ~k_cache.isnan()) and torch.equal(written, ~v_cache.isnan())
-    assert_accurate(k_cache[written], k32[written], k16[written])
-    assert same_bits(v_cache[written], v32[written].to(dtype))
+    assert_accurate(k_cache[written], k64[written], k16[written])
+    assert same_bits(v_cache[written], v64[written].to(dtype))
     qkv.assert_guards_intact()
 
 
