@@ -94,6 +94,9 @@ class Engine:
     def abort(self, request_ids: list[str]) -> None:
         self.scheduler.abort(request_ids)
 
+    def abort_sequence(self, request_id: str, index: int) -> None:
+        self.scheduler.abort_sequence(request_id, index)
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._inflight)

@@ -23,10 +23,10 @@ from pyengine.engine import Engine
 from pyengine.errors import PyengineError, RequestError
 from pyengine.protocol import (
     Abort,
+    AbortSequence,
     Control,
     ControlKind,
     Fatal,
-    FinishReason,
     Hello,
     Progress,
     Ready,
@@ -65,7 +65,7 @@ class Link:
             server, data = self._socket.recv_multipart()
             try:
                 message = decode_to_engine(data)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RequestError) as error:
                 print(f"pyengine: dropped a message that is not of the protocol: {error}", file=sys.stderr)
                 continue
             self._servers[server] = None
@@ -92,9 +92,9 @@ class EngineLoop:
         self._link = link
         self._ready: Ready = engine.facts.ready()
         self._server_of: dict[str, bytes] = {}  # live requests
-        self._unfinished: dict[str, int] = {}  # sequences of a request that have not ended
         self._next_stats_s = 0.0
-        self._handlers = {Hello: self._on_hello, Request: self._on_request, Abort: self._on_abort, Control: self._on_control}
+        self._handlers = {Hello: self._on_hello, Request: self._on_request, Abort: self._on_abort,
+                          AbortSequence: self._on_abort_sequence, Control: self._on_control}
         self.stopping = False
 
     def run(self) -> None:
@@ -115,7 +115,6 @@ class EngineLoop:
             self._link.send(server, Rejected(request.request_id, error.status, error.message))
             return
         self._server_of[request.request_id] = server
-        self._unfinished[request.request_id] = request.params.n
 
     def _check(self, request: Request) -> None:
         """The last line of defence: ids index device memory, so they are checked here whatever the server did."""
@@ -127,8 +126,13 @@ class EngineLoop:
         self._engine.abort(abort.request_ids)
         for request_id in abort.request_ids:
             self._server_of.pop(request_id, None)
-            self._unfinished.pop(request_id, None)
         self._next_stats_s = 0.0  # blocks came back: say so soon
+        if not self._engine.has_work:
+            self._report([])
+
+    def _on_abort_sequence(self, server: bytes, abort: AbortSequence) -> None:
+        self._engine.abort_sequence(abort.request_id, abort.index)
+        self._forget_if_done(abort.request_id)
 
     def _on_control(self, server: bytes, control: Control) -> None:
         if control.kind is ControlKind.FLUSH_PREFIX_CACHE:
@@ -140,19 +144,19 @@ class EngineLoop:
         by_server: dict[bytes, list[TokenDelta]] = defaultdict(list)
         for delta in deltas:
             by_server[self._server_of[delta.request_id]].append(delta)
-            if delta.finish_reason is not None:
-                self._note_finish(delta.request_id, delta.finish_reason)
         for server, own in by_server.items():
             self._link.send(server, StepDeltas(own))
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._forget_if_done(delta.request_id)
         now = time.monotonic()
         if now >= self._next_stats_s or not self._engine.has_work:
             self._next_stats_s = now + STATS_INTERVAL_S
             self._link.broadcast(StepDeltas([], self._engine.stats()))
 
-    def _note_finish(self, request_id: str, reason: FinishReason) -> None:
-        self._unfinished[request_id] -= 1
-        if not self._unfinished[request_id]:
-            del self._unfinished[request_id], self._server_of[request_id]
+    def _forget_if_done(self, request_id: str) -> None:
+        if not self._engine.scheduler.is_live(request_id):
+            self._server_of.pop(request_id, None)
 
 
 def _progress_reporter(link: Link):

@@ -4,7 +4,7 @@ Text never crosses this border and tensors never cross it either: prompts are to
 message is an array-like tagged struct, so that a decoder accepts exactly these types and nothing executable. One
 ``StepDeltas`` goes to each server per engine step, however many tokens it carries.
 
-    server -> engine: Hello, Request, Abort, Control      engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
+    server -> engine: Hello, Request, Abort(Sequence), Control      engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ class Abort(_Message):
     """Forget these requests; unknown ids are ignored (they may have just finished)."""
 
     request_ids: list[str]
+
+
+class AbortSequence(_Message):
+    """Forget one sequence of a request (a stop string ended it); its siblings go on."""
+
+    request_id: str
+    index: int
 
 
 class ControlKind(enum.Enum):
@@ -166,7 +173,7 @@ class Fatal(_Message):
     exit_code: int = 1
 
 
-ToEngine = Hello | Request | Abort | Control
+ToEngine = Hello | Request | Abort | AbortSequence | Control
 ToServer = Ready | Progress | StepDeltas | Rejected | Fatal
 
 _encoder = msgspec.msgpack.Encoder()

@@ -16,6 +16,7 @@ from gevent.event import Event
 from pyengine.errors import RequestError
 from pyengine.protocol import (
     Abort,
+    AbortSequence,
     Fatal,
     Hello,
     Progress,
@@ -35,12 +36,13 @@ class EngineDead(Exception):
 
 
 class TokenStream:
-    """The tokens of one request as they arrive. One reader."""
+    """The tokens of one client's request (which may be several prompts) as they arrive. One reader."""
 
-    def __init__(self, request: Request):
-        self.request = request
-        self.token_ids: list[list[int]] = [[] for _ in range(request.params.n)]  # all received so far, by index
-        self.num_unfinished = request.params.n
+    def __init__(self, requests: list[Request]):
+        self.requests = {request.request_id: request for request in requests}
+        # All tokens received so far: with the requests, what it takes to go on where a dead engine stopped.
+        self.token_ids: dict[tuple[str, int], list[int]] = {(r.request_id, i): [] for r in requests for i in range(r.params.n)}
+        self.unfinished = set(self.token_ids)
         self._pending: list[TokenDelta] = []
         self._error: Exception | None = None
         self._wake = Event()
@@ -52,18 +54,18 @@ class TokenStream:
         """
         if not self._wake.wait(timeout_s):
             return []
-        self._wake.clear()
         pending, self._pending = self._pending, []
-        if self._error is not None and not pending:
+        if self._error is None:
+            self._wake.clear()
+        elif not pending:
             raise self._error
-        if self._error is not None:
-            self._wake.set()  # the next call raises
         return pending
 
     def put(self, delta: TokenDelta) -> None:
-        self.token_ids[delta.index] += delta.token_ids
+        key = (delta.request_id, delta.index)
+        self.token_ids[key] += delta.token_ids
         if delta.finish_reason is not None:
-            self.num_unfinished -= 1
+            self.unfinished.discard(key)
         self._pending.append(delta)
         self._wake.set()
 
@@ -102,25 +104,39 @@ class EngineClient:
         self._socket.send(encode(Hello()))
         self._reader = gevent.spawn(self._read, self._socket)
 
-    def submit(self, request: Request) -> TokenStream:
-        stream = self._streams[request.request_id] = TokenStream(request)
-        self._socket.send(encode(request))
+    def submit(self, requests: list[Request]) -> TokenStream:
+        """Send requests of new ids to the engine; their tokens come out of one stream."""
+        stream = TokenStream(requests)
+        for request in requests:
+            self._streams[request.request_id] = stream
+            self._socket.send(encode(request))
         return stream
+
+    def end_sequence(self, stream: TokenStream, request_id: str, index: int) -> None:
+        """The text side has seen enough of one sequence (a stop string)."""
+        if (request_id, index) in stream.unfinished:
+            stream.unfinished.discard((request_id, index))
+            self._socket.send(encode(AbortSequence(request_id, index)))
+            self._drop_if_done(stream, request_id)
 
     def forget(self, stream: TokenStream) -> None:
         """The reader is gone or satisfied: abort what is still running. Safe to call twice."""
-        if self._streams.pop(stream.request.request_id, None) is not None and stream.num_unfinished:
-            self._socket.send(encode(Abort([stream.request.request_id])))
+        running = [request_id for request_id in stream.requests if self._streams.pop(request_id, None) is not None]
+        if running and self._socket is not None:
+            self._socket.send(encode(Abort(running)))
+
+    def _drop_if_done(self, stream: TokenStream, request_id: str) -> None:
+        if not any(owner == request_id for owner, _ in stream.unfinished):
+            self._streams.pop(request_id, None)
 
     def engine_died(self) -> None:
         """Fail every live stream; a new engine knows nothing of them."""
         self._disconnect()
-        streams, self._streams = self._streams, {}
         self.stats = Stats()
-        for stream in streams.values():
-            stream.fail(EngineDead("the engine process ended unexpectedly and is being restarted; please send the request again"))
+        self.fail_all(EngineDead("the engine process ended unexpectedly and is being restarted; please send the request again"))
 
     def fail_all(self, error: Exception) -> None:
+        """End every live stream with ``error``."""
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)
@@ -148,9 +164,11 @@ class EngineClient:
             stream = self._streams.get(delta.request_id)
             if stream is None:
                 continue  # aborted a moment ago
+            if (delta.request_id, delta.index) not in stream.unfinished:
+                continue  # the text side ended this sequence
             stream.put(delta)
-            if delta.finish_reason is not None and not stream.num_unfinished:
-                del self._streams[delta.request_id]
+            if delta.finish_reason is not None:
+                self._drop_if_done(stream, delta.request_id)
         if message.stats is not None:
             self.stats = message.stats
             if self.on_step is not None:
@@ -159,7 +177,6 @@ class EngineClient:
     def _on_rejected(self, message: Rejected) -> None:
         stream = self._streams.pop(message.request_id, None)
         if stream is not None:
-            stream.num_unfinished = 0
             stream.fail(RequestError(message.text, status=message.status))
 
     def _on_fatal(self, message: Fatal) -> None:

@@ -81,6 +81,17 @@ class Scheduler:
                 self._release(seq)
         self._drop_stale()
 
+    def abort_sequence(self, request_id: str, index: int) -> None:
+        """Forget one sequence of a request; ignored when it is not live."""
+        for seq in self._groups.get(request_id, ()):
+            if seq.index == index:
+                self._finish(seq)
+                break
+        self._drop_stale()
+
+    def is_live(self, request_id: str) -> bool:
+        return request_id in self._groups
+
     @property
     def has_work(self) -> bool:
         return bool(self._groups)
