@@ -1,8 +1,8 @@
 """Ids to text while they arrive.
 
-Every token is a run of bytes, so decoding needs no look back: bytes go through an incremental UTF-8 decoder, which keeps
-the begin of an unfinished character until the rest comes. Each push costs its own tokens and nothing of the past, and the
-concatenated deltas are exactly ``Tokenizer.decode`` of all ids.
+Every token is a run of bytes, so decoding needs no look back: bytes go through an incremental UTF-8 decoder, which
+keeps the begin of an unfinished character until the rest comes. Each push costs its own tokens and nothing of the past,
+and the concatenated deltas are exactly ``Tokenizer.decode`` of all ids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """The text of one growing sequence.
 
-    ``prompt_token_ids`` tells only whether text comes before: a tokenizer whose decoding drops the very first space keeps
-    the space of a continuation.
+    ``prompt_token_ids`` tells only whether text comes before: a tokenizer whose decoding drops the very first space
+    keeps the space of a continuation.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True):
