@@ -65,7 +65,7 @@ class TemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         extensions = (GenerationBlock, jinja2.ext.loopcontrols)
         super().__init__(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False, extensions=extensions)
         self._budget = _Budget()
-        self.filters = {name: _guarded(function) for name, function in self.filters.items()}
+        self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
         self.filters["tojson"] = _tojson
         self.globals.pop("lipsum", None)
         self.globals.update(
@@ -224,15 +224,14 @@ def _check_growth(name: str, owner: str, args: tuple[Any, ...]) -> None:
 
 
 _TEXT_FILTERS = frozenset(
-    "capitalize center escape forceescape format indent lower pprint replace string striptags title trim upper urlize "
+    "capitalize center e escape forceescape format indent lower pprint replace string striptags title trim upper urlize "
     "urlencode wordcount wordwrap xmlattr".split()
 )
 _NUMBER_FILTERS = frozenset({"wordwrap", "indent", "center", "batch", "slice", "urlize"})
 
 
-def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter with its arguments and result bounded; markers such as pass_environment are kept by ``wraps``."""
-    name = function.__name__.removeprefix("sync_").removeprefix("do_")
 
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
