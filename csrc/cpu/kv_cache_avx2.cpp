@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
 #include "kv_cache_kernel.h"
-#include "math_avx2.h"
 
 namespace pe::cpu {
 

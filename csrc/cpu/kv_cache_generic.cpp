@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kv_cache_kernel.h"
-#include "math_generic.h"
 
 namespace pe::cpu {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// QK-norm, RoPE and the KV write of a run of tokens, written over Float (include one vector header first).
+// QK-norm, RoPE and the KV write of a run of tokens, written over Float.
 //
 // A head is widened to fp32 once, normalised and rotated there, and rounded once. It is 256 elements at most, so it
 // lives in the L1; the memory traffic is the row of qkv, read and (for q) written, and the cache rows.

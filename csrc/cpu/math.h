@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The element types of the CPU kernels and their exact conversions, one value at a time.
 //
-// The kernels of this folder are written once, in terms of three types that a vector header defines for one instruction
-// set: Float, Int and Mask (math_generic.h, math_avx2.h, math_avx512.h; a source file includes exactly one).
-// math_vector.h builds exp on top. Everything here has internal linkage: the same function compiled for two instruction
-// sets must stay two functions.
+// Attention, KV writes and sampling are written once, in terms of three types that a vector header defines for one
+// instruction set: Float, Int and Mask (math_generic.h, math_avx2.h, math_avx512.h). math_vector.h chooses by the flags
+// that a file is compiled with and builds exp on top. Everything here has internal linkage: the same function compiled
+// for two instruction sets must stay two functions.
 //
 // Multiply-adds are spelled out (fma, fnma), never left to the compiler, so that every path through a kernel rounds
 // alike.

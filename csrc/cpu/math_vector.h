@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Functions on top of Float; include one vector header first.
+// Float, Int and Mask of the instruction set that this file is compiled for, and functions on top of them.
 #pragma once
-#include "math.h"
+#if defined(__AVX512F__)
+#include "math_avx512.h"
+#elif defined(__AVX2__)
+#include "math_avx2.h"
+#else
+#include "math_generic.h"
+#endif
 
 namespace pe::cpu {
 namespace {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
-#include "math_avx2.h"
 #include "paged_attention_kernel.h"
 
 namespace pe::cpu {

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "math_generic.h"
 #include "paged_attention_kernel.h"
 
 namespace pe::cpu {

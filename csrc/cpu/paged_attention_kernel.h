@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attention kernel, written over Float (include one vector header first), in fp32 throughout.
+// The attention kernel, written over Float, in fp32 throughout.
 //
 // A row's bits: its score with a key is one chain of multiply-adds over head_dim, ascending; its sums take the 64 keys
 // of a tile lane by lane and are folded in one fixed pattern; its accumulator takes keys in ascending order. None of

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#if defined(__x86_64__)
+#include "sampling_kernel.h"
+
+namespace pe::cpu {
+
+const RowKernels& row_kernels_avx512() { return kRowKernels; }
+
+}  // namespace pe::cpu
+#endif
