@@ -103,4 +103,4 @@ class Fields:
         """Raises when the checkpoint asks for a feature that is not implemented."""
         value = self.values.get(self.prefix + key)
         if value is not None and value not in harmless:
-            raise ModelError(f"{self.where}: {self.prefix + key}={str(value)[:80]} is not supported")
+            raise ModelError(f"{self.where}: {self.prefix + key}={' '.join(str(value).split())[:80]} is not supported")

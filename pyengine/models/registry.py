@@ -74,9 +74,8 @@ def find_architecture(names: tuple[str, ...], where: str) -> Architecture:
     for name in names:
         if name in _by_name:
             return _by_name[name]
-    raise ModelError(
-        f"{where}: architecture {', '.join(names)[:200] or 'not named'} is not supported (have {', '.join(supported)})"
-    )
+    shown = " ".join(", ".join(names).split())[:200] or "not named"
+    raise ModelError(f"{where}: architecture {shown} is not supported (have {', '.join(supported)})")
 
 
 def find_gguf_architecture(name: str, where: str) -> Architecture:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints made by transformers, and a runner that drives a graph through a paged cache of shuffled blocks."""
+"""Tiny random checkpoints made by transformers, and a runner that drives a graph through a shuffled paged cache."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reading of weights: sources (safetensors, GGUF, dummy) yield tensors by Hugging Face names, the loader places them."""
+"""Reading of weights: sources (safetensors, GGUF, dummy) yield tensors by Hugging Face name, the loader places them."""

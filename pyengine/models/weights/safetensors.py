@@ -99,7 +99,7 @@ def _parse_entry(file: Path, name: str, value: object, data_begin: int) -> Tenso
     if not isinstance(value, dict):
         raise ModelError(f"{file}: tensor {name}: expected an object, got {type(value).__name__}")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise ModelError(f"{file}: tensor {name}: dtype {str(dtype)[:40]!r} is not known")
     if not _is_sizes(shape) or len(shape) > 8:
         raise ModelError(f"{file}: tensor {name}: shape {str(shape)[:80]} is not a list of sizes")
