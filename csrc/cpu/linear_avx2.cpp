@@ -10,12 +10,14 @@
 namespace pe::cpu {
 namespace {
 
-// Of 16 registers, 4 chains of 2 take 8, a line of the weight 4 and a row's pair 2.
+// Of 16 registers, 4 sums of 2 take 8, a line of the weight 4 and a row's pair 2.
 struct Avx2 {
   struct Sum {
     __m256 low, high;  // features 0..7 and 8..15
   };
-  static constexpr int kMaxRows = 4, kMaxPanels = 4, kMaxChains = 4;
+  static constexpr int kMaxRows = 4;
+  static constexpr int max_panels(int rows) { return 4 / rows; }
+  static constexpr int64_t kPrefetchLines = 32;
   static constexpr int kStepBytes = 4;
 
   static Sum zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

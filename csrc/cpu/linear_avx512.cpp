@@ -9,11 +9,13 @@
 namespace pe::cpu {
 namespace {
 
-// 6 rows x 4 panels: 24 sums, 4 lines and a broadcast fill 29 of 32 registers and load 10 operands for 24
 // multiplications.
 struct Avx512 {
   using Sum = __m512;
-  static constexpr int kMaxRows = 6, kMaxPanels = 4, kMaxChains = 24;
+  static constexpr int kMaxRows = 14;
+  // Sums, the panels' lines and one broadcast must fit 32 registers: 14 rows take 2 panels, 9 take 3, 6 take 4.
+  static constexpr int max_panels(int rows) { return rows <= 6 ? 4 : 31 / (rows + 1); }
+  static constexpr int64_t kPrefetchLines = 32;  // 2 KiB: the rate is flat from 1 to 4 KiB
   static constexpr int kStepBytes = 4;
 
   static Sum zero() { return _mm512_setzero_ps(); }

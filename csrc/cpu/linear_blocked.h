@@ -33,7 +33,6 @@ struct Block {
 };
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kPrefetchLines = 64;     // 4 KiB ahead in each panel: beyond 2 KiB the rate is flat
 constexpr int64_t kRowsBytes = 512 << 10;  // of x that stay in the L2 (1 MiB or more on what has AVX-512)
 constexpr int64_t kDepth = 2048;           // k per block when many rows share a weight: 4 panels take 256 KiB
 constexpr int64_t kPanelsPerBlock = 16;    // panels that share one fetch of the rows when k is blocked
@@ -42,9 +41,9 @@ constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Isa gives: kMaxRows, kMaxPanels and kMaxChains, the limits on rows, on panels and on their product in one block;
-// kStepK, the k that one line holds; advance(Block, rows, panels); finish(params, row, feature, sums, count), which
-// adds the bias, rounds and stores.
+// Isa gives: kMaxRows and max_panels(rows), the largest block; kStepK, the k that one line holds; kPrefetchLines, how
+// far ahead of itself a panel is fetched; advance(Block, rows, panels); finish(params, row, feature, sums, count),
+// which adds the bias, rounds and stores.
 template <typename Isa>
 class BlockedLinear {
  public:
@@ -53,7 +52,7 @@ class BlockedLinear {
     const int64_t element = static_cast<int64_t>(size_of(p.dtype));
     x_stride_ = p.x_stride * element;
     panel_bytes_ = p.k / Isa::kStepK * kLineBytes;
-    max_panels_ = at_most(Isa::kMaxPanels, Isa::kMaxChains / at_most(rows, Isa::kMaxRows));
+    max_panels_ = Isa::max_panels(static_cast<int>(ceil_div(rows, ceil_div(rows, Isa::kMaxRows))));
     depth_ = rows <= Isa::kMaxRows || p.k <= kDepth ? p.k : kDepth;
     rows_per_block_ =
         at_most(kRowsBytes / (depth_ * element), kLinearScratchFloats / (kPanelsPerBlock * kPanelFeatures));
@@ -83,7 +82,7 @@ class BlockedLinear {
       b.x_stride = x_stride_;
       b.resume = k_begin > 0;
       set_prefetch(b, panels, panel + panels == block.panel_end, block);
-      // Rows in equal parts: 16 rows by 6 are 6 + 5 + 5, not 6 + 6 + 4.
+      // Rows in equal parts: 16 rows by 14 are 8 + 8, not 14 + 2.
       const int64_t rows = block.row_end - block.row_begin, parts = ceil_div(rows, Isa::kMaxRows);
       for (int64_t i = 0; i < parts; ++i) {
         const int64_t row = block.row_begin + rows * i / parts, row_end = block.row_begin + rows * (i + 1) / parts;
@@ -108,7 +107,7 @@ class BlockedLinear {
   }
 
   void set_prefetch(Block& b, int64_t panels, bool last_of_block, const LinearTile& block) const {
-    const int64_t ahead = at_most(kPrefetchLines, b.steps);
+    const int64_t ahead = at_most(Isa::kPrefetchLines, b.steps);
     b.prefetch_turn = b.steps - ahead;
     b.prefetch_near = ahead * kLineBytes;
     // The lines after the end of this block's: the next panels at the same k, or, after the last of them, the next k.
@@ -199,7 +198,7 @@ void advance_vector(const Block& b, int rows, int panels) {
   if constexpr (R > 1) {
     if (rows < R) return advance_vector<Vector, R - 1>(b, rows, panels);
   }
-  advance_panels<Vector, R, at_most(Vector::kMaxPanels, Vector::kMaxChains / R)>(b, panels);
+  advance_panels<Vector, R, Vector::max_panels(R)>(b, panels);
 }
 
 }  // namespace

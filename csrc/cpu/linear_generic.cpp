@@ -9,7 +9,9 @@ struct Generic {
   struct Sum {
     float feature[kPanelFeatures];
   };
-  static constexpr int kMaxRows = 2, kMaxPanels = 2, kMaxChains = 2;
+  static constexpr int kMaxRows = 2;
+  static constexpr int max_panels(int rows) { return 2 / rows; }
+  static constexpr int64_t kPrefetchLines = 32;
   static constexpr int kStepBytes = 4;
 
   static Sum zero() { return {}; }
