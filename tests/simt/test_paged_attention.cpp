@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Paged attention under the emulator: against a double loop in double precision, and against itself bit for bit.
 //
-// A sequence's q, k, v are functions of (sequence id, position), so the same sequence can be computed alone, in a crowd, whole, in
-// pieces, and token by token, on any number of CTAs. Every slot of the cache that no query may see is NaN, every entry of a block table
-// that nobody may read points far outside the pool, and all memory that the op gets starts as NaN.
+// A sequence's q, k, v are functions of (sequence id, position), so the same sequence can be computed alone, in a crowd,
+// whole, in pieces, and token by token, on any number of CTAs. Every slot of the cache that no query may see is NaN, every
+// entry of a block table that nobody may read points far outside the pool, and all memory that the op gets starts as NaN.
+//
+// kernels: attention
 #include <algorithm>
 #include <map>
 #include <memory>
 #include <set>
 
-#include "cuda/attention/args.h"
+#include "cuda/attention/schedule.cuh"
 #include "harness.h"
 
 namespace pe::cuda {
@@ -131,7 +133,8 @@ class World {
     std::vector<int> free_blocks;
     for (int i = 0; i < num_blocks; ++i) free_blocks.push_back(i);
     test::Random random(static_cast<uint64_t>(batch_.seqs.size()) + 17);
-    for (size_t i = free_blocks.size() - 1; i > 0; --i) std::swap(free_blocks[i], free_blocks[random.below(static_cast<int64_t>(i) + 1)]);
+    for (size_t i = free_blocks.size() - 1; i > 0; --i)
+      std::swap(free_blocks[i], free_blocks[random.below(static_cast<int64_t>(i) + 1)]);
     for (int64_t i = 0; i < tables_->size(); ++i) (*tables_)[i] = 0x7fffffff;
     (*query_start_)[0] = 0;
     for (int64_t s = 0; s < num_seqs(); ++s) {
@@ -154,7 +157,8 @@ class World {
         free_blocks.pop_back();
       }
       for (int head = 0; head < shape_.num_kv_heads; ++head) {
-        const int64_t at = block * p.kv.block_stride + head * p.kv.head_stride + position % shape_.block_size * p.kv.token_stride;
+        const int64_t at =
+            block * p.kv.block_stride + head * p.kv.head_stride + position % shape_.block_size * p.kv.token_stride;
         for (int d = 0; d < shape_.dim; ++d) {
           (*k_)[at + d] = from_float<T>(element(1, s.id, position, head, d));
           (*v_)[at + d] = from_float<T>(element(2, s.id, position, head, d));
@@ -178,10 +182,11 @@ class World {
   std::unique_ptr<Buffer<int32_t>> tables_, rows_, query_start_, seq_lens_;
 };
 
-// ---- against double precision ----------------------------------------------------------------------------------------
+// ---- against double precision
+// ----------------------------------------------------------------------------------------
 
-// The error that rounding the weights to T allows (each by half an ulp, f16's subnormals by an absolute step), the rounding of the
-// result, and fp32's own sums.
+// The error that rounding the weights to T allows (each by half an ulp, f16's subnormals by an absolute step), the
+// rounding of the result, and fp32's own sums.
 template <typename T>
 void check_row(const Shape& shape, const Seq& s, int position, int head, const T* got) {
   const int kv_head = head / (shape.num_heads / shape.num_kv_heads);
@@ -209,13 +214,14 @@ void check_row(const Shape& shape, const Seq& s, int position, int head, const T
   double worst = 0;
   for (int d = 0; d < shape.dim; ++d) {
     const double expected = acc[d] / sum;
-    const double allowed = half_ulp * (size[d] / sum + std::abs(expected)) + 2e-5 + 6e-8 * static_cast<double>(scores.size());
+    const double allowed =
+        half_ulp * (size[d] / sum + std::abs(expected)) + 2e-5 + 6e-8 * static_cast<double>(scores.size());
     const double error = std::abs(to_float(got[d]) - expected) / allowed;
     worst = error <= worst ? worst : error;
     if (!(error <= 1)) worst = std::max(worst, std::isnan(error) ? 1e9 : error);
   }
-  EXPECT(worst <= 1, "seq len %d queries %d position %d head %d: error is %g of the allowed", s.len, s.num_queries, position,
-         head, worst);
+  EXPECT(worst <= 1, "seq len %d queries %d position %d head %d: error is %g of the allowed", s.len, s.num_queries,
+         position, head, worst);
 }
 
 template <typename T>
@@ -241,9 +247,7 @@ Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots) {
   g.num_slots = num_slots;
   return g;
 }
-constexpr int deep_slots(int dim) {
-  return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16);
-}
+constexpr int deep_slots(int dim) { return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16); }
 
 void test_against_reference() {
   const Batch decode{{{1, 1, 1}, {2, 15, 1}, {3, 16, 1}, {4, 65, 1}, {5, 257, 1}, {6, 700, 1}}, 2, 2};
@@ -265,7 +269,8 @@ void test_against_reference() {
   }
 }
 
-// ---- bit for bit -----------------------------------------------------------------------------------------------------
+// ---- bit for bit
+// -----------------------------------------------------------------------------------------------------
 
 using Rows = std::map<int, std::vector<uint16_t>>;  // position -> bits of all heads
 
@@ -289,7 +294,8 @@ Rows rows_of(const Shape& shape, const Batch& batch, int id, const Geometry& geo
 
 void expect_same(const Rows& part, const Rows& whole, const char* what) {
   EXPECT(!part.empty(), "%s: nothing computed", what);
-  for (const auto& [position, bits] : part) EXPECT(bits == whole.at(position), "%s: position %d differs", what, position);
+  for (const auto& [position, bits] : part)
+    EXPECT(bits == whole.at(position), "%s: position %d differs", what, position);
 }
 
 template <typename T>
@@ -299,12 +305,14 @@ void test_same_bits(const Shape& shape, int len) {
   EXPECT(static_cast<int>(whole.size()) == len, "all rows");
   // whole, on more CTAs (split tiles) and in a crowd
   expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(shape.dim))), whole, "9 CTAs");
-  expect_same(rows_of<T>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)), whole, "crowd");
+  expect_same(rows_of<T>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)), whole,
+              "crowd");
   // cut at odd places
   int begin = 0;
   for (const int cut : {1, 14, 47, 96, 97, 200, 255, 258, 290, len}) {
     if (cut <= begin || cut > len) continue;
-    expect_same(rows_of<T>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id, ctas(begin % 3 == 0 ? 1 : 12)), whole, "cut");
+    expect_same(rows_of<T>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id, ctas(begin % 3 == 0 ? 1 : 12)), whole,
+                "cut");
     begin = cut;
   }
   // token by token: alone on one CTA (nothing split), alone on many (every chunk apart), in a crowd
@@ -333,7 +341,8 @@ void test_orders_and_geometry() {
   });
 }
 
-// ---- the plan --------------------------------------------------------------------------------------------------------
+// ---- the plan
+// --------------------------------------------------------------------------------------------------------
 
 struct PlanCase {
   std::vector<Seq> seqs;
@@ -377,6 +386,15 @@ PlanFacts check_plan(const PlanCase& c) {
              int64_t{header.num_splits} * c.num_kv_heads <= bounds.splits && header.num_merge_rows <= bounds.merge_rows,
          "lists longer than their bounds: %d %d %d %d", header.num_cta_items, header.num_warp_items, header.num_splits,
          header.num_merge_rows);
+  int64_t chunks[2] = {0, 0};
+  for (const Seq& s : c.seqs) {
+    const attention::TileShape shape = attention::tile_shape(s.num_queries * c.group);
+    for (int i = 0; i < shape.num_tiles; ++i) {
+      const attention::Tile tile = attention::make_tile(0, i, s.num_queries, s.len, c.group, c.window);
+      chunks[shape.on_cta] += tile.chunk_end - tile.chunk_begin;
+    }
+  }
+  const attention::PieceLimits limits = attention::piece_limits(chunks[1], chunks[0], c.num_kv_heads, c.num_ctas);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {
@@ -387,18 +405,21 @@ PlanFacts check_plan(const PlanCase& c) {
       EXPECT(items[i].chunk_end > items[i].chunk_begin, "an empty piece");
       if (!on_cta) longest = std::max<int64_t>(longest, items[i].chunk_end - items[i].chunk_begin);
     }
-    if (num_items > 1) {
-      const auto length = [&](int i) { return items[i].chunk_end - items[i].chunk_begin; };
-      EXPECT(length(0) * 16 >= length(num_items - 1) * 15, "longest first");
-    }
+    const int limit = on_cta ? limits.cta : limits.warp;
+    const auto bucket = [&](int i) {
+      return attention::length_bucket(items[i].chunk_end - items[i].chunk_begin, limit);
+    };
+    for (int i = 1; i < num_items; ++i) EXPECT(bucket(i - 1) <= bucket(i), "longest first");
   }
   size_t num_tiles = 0;
   std::set<std::pair<int64_t, int64_t>> partials;
   for (const Seq& s : c.seqs) {
-    const int rows = s.num_queries * c.group, step = rows > attention::kMaxRowsOnWarps ? attention::kCtaRows : attention::kWarpRows;
+    const int rows = s.num_queries * c.group,
+              step = rows > attention::kMaxRowsOnWarps ? attention::kCtaRows : attention::kWarpRows;
     for (int row = 0; row < rows; row += step, ++num_tiles) {
       std::vector<Item>& pieces = tiles[{static_cast<int>(&s - c.seqs.data()), row}];
-      std::sort(pieces.begin(), pieces.end(), [](const Item& a, const Item& b) { return a.chunk_begin < b.chunk_begin; });
+      std::sort(pieces.begin(), pieces.end(),
+                [](const Item& a, const Item& b) { return a.chunk_begin < b.chunk_begin; });
       const int num_rows = std::min(step, rows - row), first_position = s.len - s.num_queries + row / c.group;
       const int last_position = s.len - s.num_queries + (row + num_rows - 1) / c.group;
       int chunk = c.window == 0 ? 0 : std::max(0, first_position - c.window + 1) / kChunkTokens;
@@ -430,8 +451,9 @@ void test_plan() {
   std::vector<Seq> skewed(64, Seq{0, 1000, 1});
   skewed[37].len = 65536;
   const PlanFacts facts = check_plan({skewed, 4, 8, 0, 132});
-  EXPECT(facts.num_splits == 1 && facts.longest_warp_piece <= 8, "one long sequence is spread: %d splits, pieces up to %d",
-         facts.num_splits, static_cast<int>(facts.longest_warp_piece));
+  EXPECT(facts.num_splits == 1 && facts.longest_warp_piece <= 8,
+         "one long sequence is spread: %d splits, pieces up to %d", facts.num_splits,
+         static_cast<int>(facts.longest_warp_piece));
   EXPECT(check_plan({{{0, 1024, 1}}, 4, 8, 0, 132}).num_warp_items == 4, "batch 1: a chunk a warp");
   EXPECT(check_plan({{{0, 16384, 2048}}, 4, 8, 0, 132}).num_splits == 0, "a prefill chunk has tiles enough");
   EXPECT(check_plan({{{0, 16384, 16}}, 4, 8, 0, 132}).num_splits == 1, "64 rows over a long context are split");
@@ -441,8 +463,11 @@ void test_plan() {
   check_plan({{{0, 4000, 3000}, {0, 3000, 1}, {0, 700, 9}}, 3, 3, 1000, 78});
   test::Random random(3);
   for (int i = 0; i < 30; ++i) {
-    PlanCase c{{}, static_cast<int>(1 + random.below(9)), static_cast<int>(1 + random.below(8)),
-               i % 3 == 0 ? static_cast<int>(1 + random.below(2000)) : 0, static_cast<int>(1 + random.below(140))};
+    PlanCase c{{},
+               static_cast<int>(1 + random.below(9)),
+               static_cast<int>(1 + random.below(8)),
+               i % 3 == 0 ? static_cast<int>(1 + random.below(2000)) : 0,
+               static_cast<int>(1 + random.below(140))};
     for (int64_t n = random.below(600); n > 0; --n) {
       const int len = static_cast<int>(1 + random.below(random.below(20) == 0 ? 50000 : 1500));
       const int num_queries = random.below(8) == 0 ? static_cast<int>(1 + random.below(len)) : 1;
@@ -452,7 +477,8 @@ void test_plan() {
   }
 }
 
-// ---- errors ----------------------------------------------------------------------------------------------------------
+// ---- errors
+// ----------------------------------------------------------------------------------------------------------
 
 void test_errors() {
   World<bf16> world({4, 2, 64, 16, 0, false}, {{{1, 20, 1}}});
@@ -475,9 +501,11 @@ void test_errors() {
 void test_public_entry() {  // the emulated device's own geometry
   World<bf16> world({4, 1, 64, 16, 0, false}, {{{1, 700, 1}, {2, 50, 12}}});
   PagedAttentionParams p = world.params();
-  Buffer<char> plan(static_cast<int64_t>(attention_plan_bytes(p))), work(static_cast<int64_t>(attention_workspace_bytes(p)));
+  Buffer<char> plan(static_cast<int64_t>(attention_plan_bytes(p))),
+      work(static_cast<int64_t>(attention_workspace_bytes(p)));
   attention_plan(p, {plan.data(), static_cast<size_t>(plan.size())}, nullptr);
-  paged_attention(p, {plan.data(), static_cast<size_t>(plan.size())}, {work.data(), static_cast<size_t>(work.size())}, nullptr);
+  paged_attention(p, {plan.data(), static_cast<size_t>(plan.size())}, {work.data(), static_cast<size_t>(work.size())},
+                  nullptr);
   const auto* out = static_cast<const uint16_t*>(p.out);
   const std::vector<uint16_t> got(out, out + 13 * world.row_elements());
   const std::vector<bf16> expected = world.run(ctas(1));

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rules of the schedule: which rows make a tile, which tile is cut into pieces, where and in which order the pieces
+// are listed. Plain arithmetic for host and device; plan.cuh applies it on the device, once per step.
+//
+// Rows of a sequence become tiles: 16 rows for a warp while the sequence has at most kMaxRowsOnWarps, else 128 rows for
+// a CTA. A tile much longer than the average load of a worker is cut into pieces of whole chunks; pieces are listed
+// longest first, and the workers of a constant grid take them by ticket, so one 64k sequence among short ones is spread
+// over the GPU. What the plan decides never changes a bit of the result: it only says where a chunk is computed.
+//
+// Why plan_bounds holds. Let T be all work in (chunks x kv heads), W workers, B >= slack * T / W the longest piece. A
+// tile of n chunks is cut only if n > B, so per kv head fewer than T / heads / B <= W / heads tiles are cut, and
+// cutting adds at most as many pieces.
+#pragma once
+#include "cuda/attention/args.h"
+#include "cuda/common/device.cuh"
+
+namespace pe::cuda::attention {
+
+struct TileShape {
+  int num_tiles = 0, rows_per_tile = 0;
+  bool on_cta = false;
+};
+__host__ __device__ inline TileShape tile_shape(int num_rows) {
+  const bool on_cta = num_rows > kMaxRowsOnWarps;
+  const int rows = on_cta ? kCtaRows : kWarpRows;
+  return {num_rows <= 0 ? 0 : (num_rows + rows - 1) / rows, rows, on_cta};
+}
+
+__host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, int seq_len, int group, int window) {
+  const int num_rows = num_queries * group;
+  const TileShape shape = tile_shape(num_rows);
+  Tile tile{};
+  tile.seq = seq;
+  tile.first_row = index * shape.rows_per_tile;
+  const int left = num_rows - tile.first_row;
+  tile.num_rows = left < shape.rows_per_tile ? left : shape.rows_per_tile;
+  tile.on_cta = shape.on_cta;
+  const int first_position = seq_len - num_queries + tile.first_row / group;
+  const int last_position = seq_len - num_queries + (tile.first_row + tile.num_rows - 1) / group;
+  const int first_key = window == 0 ? 0 : first_position - window + 1;
+  tile.chunk_begin = (first_key > 0 ? first_key : 0) / kChunkTokens;
+  tile.chunk_end = (last_position > 0 ? last_position : 0) / kChunkTokens + 1;
+  tile.num_pieces = 1;
+  tile.split = -1;
+  return tile;
+}
+
+// Longest pieces, in chunks, given the work in chunks of one kv head.
+struct PieceLimits {
+  int cta, warp;
+};
+__host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int num_kv_heads,
+                                                    int num_ctas) {
+  const int64_t cta_work = (cta_chunks + warp_chunks) * num_kv_heads * kCtaSlackNum,
+                ctas = int64_t{num_ctas} * kCtaSlackDen;
+  const int64_t warp_work = warp_chunks * num_kv_heads * kWarpSlack, warps = int64_t{num_ctas} * kWarps;
+  const int64_t cta = (cta_work + ctas - 1) / ctas, warp = (warp_work + warps - 1) / warps;
+  return {static_cast<int>(cta > 1 ? cta : 1), static_cast<int>(warp > 1 ? warp : 1)};
+}
+
+// Piece i of `pieces` equal ones covers chunks [begin + cut(i), begin + cut(i + 1)).
+__host__ __device__ inline int piece_cut(int num_chunks, int pieces, int i) {
+  return static_cast<int>(static_cast<int64_t>(num_chunks) * i / pieces);
+}
+__host__ __device__ inline int num_partial_states(int num_chunks, int pieces) {
+  return 1 + num_chunks - piece_cut(num_chunks, pieces, 1);
+}
+// Bucket 0 holds the longest; tiles that stay whole for want of workspace may exceed the limit.
+__host__ __device__ inline int length_bucket(int num_chunks, int limit) {
+  const int64_t from_below = static_cast<int64_t>(num_chunks) * kNumBuckets / (limit + 1);
+  return from_below >= kNumBuckets ? 0 : kNumBuckets - 1 - static_cast<int>(from_below);
+}
+
+}  // namespace pe::cuda::attention

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// The numbers of paged attention, each with its reason. What fixes the bits of a result (kChunkTokens, kTileTokens,
+// kSlabTokens and the order of the products) is marked so; everything else only decides who computes what and when.
+#pragma once
+#include "pe/paged_attention.h"
+
+namespace pe::cuda::attention {
+
+// ---- fixes the bits
+// --------------------------------------------------------------------------------------------------
+
+// Keys per step of the second product (the k of m16n8k16). The smallest block_size, so one slab lies in one block.
+constexpr int kSlabTokens = 16;
+constexpr int kTileSlabs = kTileTokens / kSlabTokens;
+constexpr int kChunkTiles = kChunkTokens / kTileTokens;
+constexpr int kChunkSlabs = kChunkTokens / kSlabTokens;
+
+// ---- shapes of work
+// --------------------------------------------------------------------------------------------------
+
+// Packed rows of one warp: the m of m16n8k16. Row r of a sequence is query token r / group, query head r % group.
+constexpr int kWarpRows = 16;
+// Two warps per scheduler: one's softmax runs under the other's products. The registers of two accumulators (chunk and
+// running) at head_dim 128 leave no room for more.
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+// Rows of a tile that a whole CTA works on: K and V cross from L2 once per 128 rows. With 64 rows, 350 TFLOP/s would
+// ask 5.4 TB/s of the L2, about all it has.
+constexpr int kCtaRows = kWarps * kWarpRows;
+// Up to here a sequence's rows go to single warps (decode and short drafts, memory-bound: two warps read the same K and
+// V, the second time from L2); beyond, a CTA shares each tile of K and V.
+constexpr int kMaxRowsOnWarps = 2 * kWarpRows;
+
+// ---- shared memory
+// ---------------------------------------------------------------------------------------------------
+
+// A row of K or V in shared memory is padded to an odd number of 16-byte vectors: the 8 rows that one ldmatrix phase
+// reads then lie in 8 different bank groups, for every head_dim, and all offsets are immediates (a XOR swizzle costs
+// address registers).
+template <int kDim>
+constexpr int kRowBytes = (kDim / 8 | 1) * 16;
+template <int kDim>
+constexpr int kSlabBytes = kSlabTokens * kRowBytes<kDim>;
+template <int kDim>
+constexpr int kTileBytes = kTileTokens * kRowBytes<kDim>;
+
+// Ring of K and V tiles of a CTA: two tiles of each, so that two of the four arrive while one is computed on.
+constexpr int kCtaStages = 4;
+
+// Ring of slabs of one warp. Deep: about 25 KiB, of which all but one slab is in flight: 8 warps x 21 KiB per SM is
+// seven times what 3.35 TB/s times 0.7 us asks for, so that a nearly empty GPU (batch 1) is fast too. Shallow: what
+// fits 99 KiB (sm_86, sm_89, sm_120).
+constexpr int kDeepRingBytes = 26 << 10;
+constexpr int kShallowSlots = 2;
+template <int kDim>
+constexpr int kDeepSlots = kDeepRingBytes / kSlabBytes<kDim>;
+
+constexpr int kControlBytes = 128;  // the CTA's ticket, behind the rings
+template <int kDim>
+constexpr int smem_bytes(int num_slots) {
+  const int warps = kWarps * num_slots * kSlabBytes<kDim>, cta = kCtaStages * kTileBytes<kDim>;
+  return (warps > cta ? warps : cta) + kControlBytes;
+}
+
+// ---- schedule
+// --------------------------------------------------------------------------------------------------------
+
+// One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
+// products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
+//
+// A warp's piece may be twice the average load of a warp: half of the warps already saturate the memory, and every
+// split costs the storing and merging of partial results.
+constexpr int kWarpSlack = 2;
+// A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
+constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
+// Length classes of pieces, longest first: one per lane of a warp, which sums them up.
+constexpr int kNumBuckets = 32;
+
+// Partial results: (max, sum, acc[head_dim]) in fp32 per row and chunk. Past this, tiles are worked on unsplit (slower,
+// same bits).
+constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
+
+}  // namespace pe::cuda::attention
