@@ -224,8 +224,8 @@ def _check_growth(name: str, owner: str, args: tuple[Any, ...]) -> None:
 
 
 _TEXT_FILTERS = frozenset(
-    "capitalize center e escape forceescape format indent lower pprint replace string striptags title trim upper urlize "
-    "urlencode wordcount wordwrap xmlattr".split()
+    "capitalize center e escape forceescape format indent lower pprint replace string striptags title trim upper "
+    "urlize urlencode wordcount wordwrap xmlattr".split()
 )
 _NUMBER_FILTERS = frozenset({"wordwrap", "indent", "center", "batch", "slice", "urlize"})
 

@@ -1,0 +1,134 @@
+"""Every field of the completion endpoints, as data: what is taken, what is ignored on purpose, what is not there yet.
+
+A field is in exactly one place: a struct (taken and typed), ``IGNORED`` (OpenAI defines it, it means nothing to a
+server of one model), or ``NOT_YET`` (known, refused unless it has a value that asks for nothing). All others are
+unknown and refused by name. ``null`` always means not given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pyengine.errors import RequestError
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False  # padding against traffic analysis; ours carries none
+
+
+class _Common(msgspec.Struct, kw_only=True):
+    """What both endpoints take; None where the checkpoint's default or none applies."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    n: int | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class ChatRequest(_Common, kw_only=True):
+    """The body of /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+
+
+class CompletionRequest(_Common, kw_only=True):
+    """The body of /v1/completions; prompt is a string, strings, token ids, or lists of token ids."""
+
+    prompt: str | list[Any]
+
+
+IGNORED = frozenset(
+    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options "
+    "parallel_tool_calls".split()
+)
+
+# Field to the values that ask for nothing.
+_NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "prompt_logprobs": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "structured_outputs": (),
+    "response_format": ({"type": "text"},),
+    "echo": (False,),
+}
+_NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "reasoning_effort": (),
+    "thinking_token_budget": (),
+    "include_reasoning": (True,),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "moderation": (),
+    "documents": ([],),
+    "chat_template": (),
+}
+_NOT_YET_COMPLETION: dict[str, tuple[Any, ...]] = {"logprobs": (), "suffix": ("",), "prompt_embeds": ()}
+
+NOT_YET: dict[type[_Common], dict[str, tuple[Any, ...]]] = {
+    ChatRequest: {**_NOT_YET_COMMON, **_NOT_YET_CHAT},
+    CompletionRequest: {**_NOT_YET_COMMON, **_NOT_YET_COMPLETION},
+}
+_TAKEN = {endpoint: frozenset(field.name for field in msgspec.structs.fields(endpoint)) for endpoint in NOT_YET}
+
+
+def select_fields(body: dict[str, Any], endpoint: type[_Common]) -> dict[str, Any]:
+    """The fields that ``endpoint`` takes; raises RequestError for unknown ones and for those not supported yet."""
+    taken, not_yet = _TAKEN[endpoint], NOT_YET[endpoint]
+    chosen = {}
+    for name, value in body.items():
+        if name in taken:
+            if value is not None:
+                chosen[name] = value
+        elif name in not_yet:
+            if value is not None and not any(_same(value, neutral) for neutral in not_yet[name]):
+                raise RequestError(f"{name} is not supported yet (got {value!r:.80})", param=name)
+        elif name not in IGNORED:
+            raise RequestError(f"unknown field {name!r:.80}", param=name[:80])
+    return chosen
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Equality that does not take false for 0."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral

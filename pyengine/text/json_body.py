@@ -1,0 +1,76 @@
+"""JSON request bodies: one strict parse, bounded in size and depth, every failure a RequestError.
+
+NaN, Infinity, numbers beyond a double, lone surrogates and invalid UTF-8 are refused by the decoder; of a repeated key
+the last value is the only one anybody ever sees. ``shape`` then turns the object into a typed struct and names the
+field that does not fit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from pyengine.errors import RequestError
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+MAX_DEPTH = 64
+
+_decoder = msgspec.json.Decoder()
+_AT = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def parse_object(body: bytes, max_bytes: int) -> dict[str, Any]:
+    """The JSON object of a body."""
+    if len(body) > max_bytes:
+        raise RequestError(f"the request body has {len(body)} bytes, the limit is {max_bytes}", status=413)
+    try:
+        value = _decoder.decode(body)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the request body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RequestError(f"the request body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise RequestError("the request body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"the request body must be a JSON object, got {_json_name(value)}")
+    _check_depth(value)
+    return value
+
+
+def shape(value: dict[str, Any], struct: type[Struct]) -> Struct:
+    """The object as a struct, without conversions between types; RequestError names what does not fit."""
+    try:
+        return msgspec.convert(value, struct)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        where = _AT.search(text)
+        path = where.group(1) if where else None
+        message = text[: where.start()] if where else text
+        raise RequestError(f"{path}: {message}" if path else message, param=path or _missing(message)) from None
+
+
+def _missing(message: str) -> str | None:
+    match = re.search(r"missing required field `(.*)`", message)
+    return match.group(1) if match else None
+
+
+def _check_depth(value: dict[str, Any]) -> None:
+    """Breadth first, so that the check itself needs no recursion."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return
+    raise RequestError(f"the request body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _json_name(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

@@ -1,0 +1,76 @@
+"""Chat messages as clients send them, checked and brought to plain dictionaries.
+
+Text only: content is a string or a list of text parts; every other kind of part is refused by name, and nothing is ever
+fetched. Fields of an assistant message that clients echo back (``refusal``, ``annotations``, ...) pass when empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyengine.errors import RequestError
+from pyengine.text.tokenizer import check_encodable
+
+ROLES = ("system", "developer", "user", "assistant")
+MAX_MESSAGES = 1 << 16
+
+# Known to OpenAI's API, and harmless while they say nothing.
+_NOT_YET = ("tool_calls", "tool_call_id", "function_call", "refusal", "annotations", "audio", "reasoning")
+
+
+def check_messages(messages: object) -> list[dict[str, Any]]:
+    """Messages with ``role``, ``content`` (a string, or a list of text parts) and perhaps ``name``.
+
+    Raises RequestError naming the message and field that is wrong.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise RequestError("messages must be a list of at least one message", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        raise RequestError(f"at most {MAX_MESSAGES} messages are allowed, got {len(messages)}", param="messages")
+    return [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _check_message(message: object, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise RequestError(f"{where} must be an object, got {type(message).__name__}", param=where)
+    role = message.get("role")
+    if role in ("tool", "function"):
+        raise RequestError(f"{where}.role: {role} messages are not supported yet", param=f"{where}.role")
+    if role not in ROLES:
+        raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.80}", param=f"{where}.role")
+    checked = {"role": role, "content": _check_content(message.get("content"), role, f"{where}.content")}
+    for key, value in message.items():
+        if key == "name" and value is not None:
+            checked["name"] = _check_text(value, f"{where}.name")
+        elif key in _NOT_YET and value:
+            raise RequestError(f"{where}.{key} is not supported yet", param=f"{where}.{key}")
+        elif key not in ("role", "content", "name", *_NOT_YET):
+            raise RequestError(f"{where} has an unknown field {key!r:.80}", param=f"{where}.{key}"[:120])
+    return checked
+
+
+def _check_content(content: object, role: str, where: str) -> str | list[dict[str, str]]:
+    if content is None and role == "assistant":
+        return ""
+    if isinstance(content, (list, tuple)):
+        return [_check_part(part, f"{where}[{i}]") for i, part in enumerate(content)]
+    return _check_text(content, where)
+
+
+def _check_part(part: object, where: str) -> dict[str, str]:
+    if not isinstance(part, dict):
+        raise RequestError(f"{where} must be an object, got {type(part).__name__}", param=where)
+    kind = part.get("type")
+    if kind != "text":
+        raise RequestError(f"{where}: parts of type {kind!r:.80} are not supported, only text", param=f"{where}.type")
+    unknown = next((key for key in part if key not in ("type", "text")), None)
+    if unknown is not None:
+        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    return {"type": "text", "text": _check_text(part.get("text"), f"{where}.text")}
+
+
+def _check_text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{where} must be a string, got {type(value).__name__}", param=where)
+    check_encodable(value, where)
+    return value

@@ -1,0 +1,173 @@
+"""What the server, the offline class and batch files hold: a checkpoint's text side and the limits of its engine.
+
+``ModelText`` is read from the checkpoint and needs no engine; ``TextProcessor`` adds what the engine's ``Ready`` says
+(context, width of the logits) and turns requests into checked prompts and prompts into growing generations. All methods
+are pure computation and may run in any thread; a long body is best prepared in one, since tokenising takes its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyengine.errors import ModelError, RequestError
+from pyengine.sampling_params import SamplingParams
+from pyengine.text import validation
+from pyengine.text.chat_template import ChatTemplate, self_check
+from pyengine.text.fields import ChatRequest, CompletionRequest
+from pyengine.text.generation import Generation
+from pyengine.text.hf_folder import read_sampling_defaults
+from pyengine.text.tokenizer import Tokenizer, load_tokenizer
+from pyengine.text.validation import Limits, PreparedPrompt, PreparedRequest
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """The text side of a checkpoint.
+
+    Attributes:
+        tokenizer: see ``Tokenizer``.
+        chat_template: None when the checkpoint has none that works; ``no_chat`` says why.
+        sampling_defaults: SamplingParams fields that generation_config.json sets.
+        warnings: one line each, for the operator.
+    """
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None = None
+    sampling_defaults: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    no_chat: str = "this model has no chat template; use /v1/completions"
+
+
+def load_model_text(model: str | Path, tokenizer: str | Path | None = None) -> ModelText:
+    """Read a checkpoint's tokenizer, chat template and sampling defaults; ``tokenizer`` when they lie elsewhere.
+
+    Raises ModelError naming the file that is missing or broken. A broken chat template only costs chat.
+    """
+    loaded = load_tokenizer(tokenizer or model)
+    defaults = read_sampling_defaults(Path(model))
+    try:
+        SamplingParams(**defaults)
+    except RequestError as error:
+        raise ModelError(f"{Path(model) / 'generation_config.json'}: {error.message}") from None
+    if loaded.chat_template is None:
+        return ModelText(loaded, sampling_defaults=defaults)
+    try:
+        template = ChatTemplate(loaded.chat_template, loaded.facts.named_tokens)
+    except ModelError as error:
+        reason = f"this model's chat template cannot be used: {error}"
+        return ModelText(loaded, sampling_defaults=defaults, warnings=[reason], no_chat=reason)
+    return ModelText(loaded, template, defaults, self_check(template, loaded))
+
+
+class TextProcessor:
+    """Requests to ids, ids to text, for one model as its engine runs it."""
+
+    def __init__(self, text: ModelText, limits: Limits, served_names: Sequence[str] = ()):
+        self.text = text
+        self.tokenizer = text.tokenizer
+        self.limits = limits
+        self.served_names = tuple(served_names)
+        # An id that the logits do not have can never be sampled, nor may it be asked for.
+        self.eos_token_ids = tuple(i for i in text.tokenizer.eos_token_ids if i < limits.vocab_size)
+
+    def chat(self, body: bytes) -> PreparedRequest:
+        """A /v1/chat/completions body, parsed, checked, rendered and tokenised."""
+        return self.prepare_chat(validation.parse_chat(body, self.limits))
+
+    def completion(self, body: bytes) -> PreparedRequest:
+        """A /v1/completions body, parsed, checked and tokenised."""
+        return self.prepare_completion(validation.parse_completion(body, self.limits))
+
+    def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
+        params = self._check(request, num_prompts=1)
+        text = self.render(request.messages, **(request.chat_template_kwargs or {}))
+        # The template writes special tokens itself; another BOS in front would be a second one.
+        ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
+        return self._prepared(request, [self._prompt(ids, params, text, "messages")])
+
+    def prepare_completion(self, request: CompletionRequest) -> PreparedRequest:
+        prompts = validation.split_prompts(request.prompt)
+        params = self._check(request, len(prompts))
+        special = request.add_special_tokens is not False
+        prepared, num_tokens = [], 0
+        for prompt in prompts:
+            prepared.append(self.prepare(prompt, params, special))
+            num_tokens += len(prepared[-1].token_ids)
+            if num_tokens > self.limits.max_prompt_tokens:
+                limit = self.limits.max_prompt_tokens
+                raise RequestError(f"the prompts of one request may have {limit} tokens together", param="prompt")
+        return self._prepared(request, prepared)
+
+    def prepare(
+        self, prompt: str | Sequence[int], params: SamplingParams, add_special_tokens: bool = True
+    ) -> PreparedPrompt:
+        """One prompt, text or ids, with parameters that were checked by ``check_params``."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("prompt is empty", param="prompt")
+            return self._prompt(self.tokenizer.encode(prompt, add_special_tokens), params, prompt)
+        return self._prompt(list(prompt), params)
+
+    def prepare_messages(self, messages: object, params: SamplingParams, **template_kwargs: Any) -> PreparedPrompt:
+        """One conversation; keyword arguments become variables of the chat template."""
+        text = self.render(messages, **template_kwargs)
+        return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
+
+    def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:
+        """A prompt as ``LLM.generate`` takes it: text, ids, ``{"prompt": ...}`` or ``{"prompt_token_ids": ...}``."""
+        if isinstance(prompt, Mapping):
+            unknown = next((key for key in prompt if key not in ("prompt", "prompt_token_ids")), None)
+            if unknown is not None or len(prompt) != 1:
+                raise RequestError(f"a prompt object has prompt or prompt_token_ids, got {list(prompt)!r:.200}")
+            prompt = next(iter(prompt.values()))
+        forms = validation.split_prompts(prompt)
+        if len(forms) != 1 or (not isinstance(prompt, str) and isinstance(forms[0], str)):
+            raise RequestError("one prompt is a string or a list of token ids", param="prompt")
+        return self.prepare(forms[0], self.check_params(params))
+
+    def check_params(self, params: SamplingParams) -> SamplingParams:
+        """The limits of this model on parameters that were built elsewhere."""
+        validation.check_counts(1, params.n, self.limits)
+        return validation.check_params(params, self.limits)
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What a request without parameters gets from this checkpoint."""
+        return SamplingParams(**self.text.sampling_defaults)
+
+    def render(self, messages: object, **template_kwargs: Any) -> str:
+        """Messages through the chat template; a RequestError that says so when the model has none."""
+        if self.text.chat_template is None:
+            raise RequestError(self.text.no_chat, param="messages", code="no_chat_template")
+        return self.text.chat_template.render(messages, **template_kwargs)
+
+    def generations(self, prompt: PreparedPrompt) -> list[Generation]:
+        """The n growing answers to a prompt."""
+        return [Generation(self.tokenizer, prompt.params, prompt.token_ids, i) for i in range(prompt.params.n)]
+
+    def _check(self, request: ChatRequest | CompletionRequest, num_prompts: int) -> SamplingParams:
+        validation.check_model(request.model, self.served_names)
+        validation.check_options(request, self.limits)
+        params = validation.sampling_params(request, self.text.sampling_defaults, self.limits)
+        validation.check_counts(num_prompts, params.n, self.limits)
+        return params
+
+    def _prompt(
+        self, token_ids: list[int], params: SamplingParams, text: str | None = None, param: str = "prompt"
+    ) -> PreparedPrompt:
+        validation.check_token_ids(token_ids, self.limits, param)
+        return PreparedPrompt(token_ids, validation.complete_params(params, len(token_ids), self.limits), text)
+
+    def _prepared(self, request: ChatRequest | CompletionRequest, prompts: list[PreparedPrompt]) -> PreparedRequest:
+        options = request.stream_options
+        return PreparedRequest(
+            prompts=tuple(prompts),
+            eos_token_ids=self.eos_token_ids,
+            stream=request.stream,
+            include_usage=options is not None and options.include_usage,
+            continuous_usage=options is not None and options.continuous_usage_stats,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )

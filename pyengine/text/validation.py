@@ -1,0 +1,239 @@
+"""One validator for every entry: HTTP bodies, the offline class and batch files.
+
+Everything a request may get wrong is found here, before the engine hears of it: fields and types, ranges, token ids
+against the width of the logits, lengths against the context, and how much one request may ask for at all. What leaves
+is complete: prompts as ids, sampling parameters with the checkpoint's defaults, a seed and an output length that fits.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pyengine.errors import RequestError
+from pyengine.protocol import Request
+from pyengine.sampling_params import SamplingParams
+from pyengine.text.fields import ChatRequest, CompletionRequest, select_fields
+from pyengine.text.json_body import parse_object, shape
+from pyengine.text.tokenizer import check_encodable
+
+DEFAULT_COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions generates when max_tokens is not given
+MAX_PRIORITY = 1 << 31
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for. ``max_model_len`` and ``vocab_size`` come from the engine's ``Ready``.
+
+    Attributes:
+        max_model_len: tokens of prompt and output together.
+        vocab_size: width of the logits; every token id must be smaller.
+        max_body_bytes: of a JSON body.
+        max_prompts: prompts in one request.
+        max_sequences: prompts times n.
+        max_prompt_tokens: over all prompts of a request.
+        max_stop_chars: of one stop string.
+        max_cache_salt_chars: of cache_salt.
+    """
+
+    max_model_len: int
+    vocab_size: int
+    max_body_bytes: int = 8 << 20
+    max_prompts: int = 1024
+    max_sequences: int = 1024
+    max_prompt_tokens: int = 1 << 22
+    max_stop_chars: int = 1024
+    max_cache_salt_chars: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A prompt that the engine can take: checked ids and complete parameters. ``text`` is None when ids were given."""
+
+    token_ids: list[int]
+    params: SamplingParams
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """One client request, ready for the engine: one ``Request`` for each prompt, each with ``params.n`` sequences."""
+
+    prompts: tuple[PreparedPrompt, ...]
+    eos_token_ids: tuple[int, ...]
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(prompt.params.n for prompt in self.prompts)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    def to_requests(self, request_ids: Sequence[str], arrival_s: float = 0.0) -> list[Request]:
+        """Wire messages, one id for each prompt."""
+        return [
+            Request(
+                request_id=request_id,
+                prompt_token_ids=prompt.token_ids,
+                params=prompt.params,
+                eos_token_ids=list(self.eos_token_ids),
+                priority=self.priority,
+                cache_salt=self.cache_salt,
+                arrival_s=arrival_s,
+            )
+            for request_id, prompt in zip(request_ids, self.prompts, strict=True)
+        ]
+
+
+def parse_chat(body: bytes, limits: Limits) -> ChatRequest:
+    """A typed /v1/chat/completions body; ranges and messages are checked when it is prepared."""
+    return shape(select_fields(parse_object(body, limits.max_body_bytes), ChatRequest), ChatRequest)
+
+
+def parse_completion(body: bytes, limits: Limits) -> CompletionRequest:
+    """A typed /v1/completions body."""
+    return shape(select_fields(parse_object(body, limits.max_body_bytes), CompletionRequest), CompletionRequest)
+
+
+def check_model(name: str | None, served_names: Sequence[str]) -> None:
+    """404 for a model that is not served; a request may leave the name out."""
+    if name is not None and served_names and name not in served_names:
+        served = ", ".join(f"`{served}`" for served in served_names)
+        raise RequestError(
+            f"The model `{name[:200]}` does not exist; this server has {served}",
+            param="model",
+            status=404,
+            code="model_not_found",
+        )
+
+
+# Fields of a request that are SamplingParams under the same name.
+_SAMPLING = frozenset(field.name for field in msgspec.structs.fields(SamplingParams))
+
+
+def sampling_params(
+    request: ChatRequest | CompletionRequest, defaults: dict[str, Any], limits: Limits
+) -> SamplingParams:
+    """The request's parameters over the checkpoint's defaults. Raises RequestError naming the field out of range."""
+    given = {name: getattr(request, name) for name in request.__struct_fields__ if name in _SAMPLING}
+    values = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    if isinstance(request, ChatRequest):
+        if request.max_completion_tokens is not None:
+            values["max_tokens"] = request.max_completion_tokens
+    else:
+        values.setdefault("max_tokens", DEFAULT_COMPLETION_TOKENS)
+    if "max_tokens" in values:  # more than the context is no error, it is clamped
+        values["max_tokens"] = min(values["max_tokens"], max(limits.max_model_len, values.get("min_tokens", 0)))
+    try:
+        return check_params(SamplingParams(**values), limits)
+    except RequestError as error:
+        if error.param == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
+            text = error.message.replace("max_tokens", "max_completion_tokens")
+            raise RequestError(text, param="max_completion_tokens") from None
+        raise
+
+
+def check_params(params: SamplingParams, limits: Limits) -> SamplingParams:
+    """The limits that ``SamplingParams`` itself cannot know."""
+    for stop in params.stop:
+        if len(stop) > limits.max_stop_chars:
+            raise RequestError(
+                f"a stop string may have at most {limits.max_stop_chars} characters, got {len(stop)}", param="stop"
+            )
+        check_encodable(stop, "stop")
+    for token_id in params.stop_token_ids:
+        if token_id >= limits.vocab_size:
+            raise RequestError(_id_text("stop_token_ids", token_id, limits), param="stop_token_ids")
+    return params
+
+
+def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> None:
+    """Stream options, priority and salt."""
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
+    if not -MAX_PRIORITY <= request.priority < MAX_PRIORITY:
+        raise RequestError(f"priority must be in [{-MAX_PRIORITY}, {MAX_PRIORITY - 1}]", param="priority")
+    if len(request.cache_salt) > limits.max_cache_salt_chars:
+        raise RequestError(
+            f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(request.cache_salt)}",
+            param="cache_salt",
+        )
+
+
+def check_counts(num_prompts: int, n: int, limits: Limits) -> None:
+    """How many prompts and sequences one request asks for; looked at before anything is tokenised."""
+    if num_prompts > limits.max_prompts:
+        raise RequestError(
+            f"at most {limits.max_prompts} prompts are allowed in one request, got {num_prompts}", param="prompt"
+        )
+    if num_prompts * n > limits.max_sequences:
+        raise RequestError(
+            f"prompts times n may be at most {limits.max_sequences}, got {num_prompts} x {n} = {num_prompts * n}",
+            param="n",
+        )
+
+
+def split_prompts(prompt: object) -> list[str | list[int]]:
+    """The four forms of ``prompt`` as a list of texts or of id lists."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, (list, tuple)):
+        raise RequestError(
+            f"prompt must be a string, strings, token ids or lists of token ids, got {type(prompt).__name__}",
+            param="prompt",
+        )
+    if not prompt:
+        raise RequestError("prompt is empty", param="prompt")
+    if _all_ints(prompt):
+        return [list(prompt)]
+    if all(isinstance(item, str) for item in prompt):
+        return list(prompt)
+    if all(isinstance(item, (list, tuple)) and _all_ints(item) for item in prompt):
+        return [list(item) for item in prompt]
+    raise RequestError(
+        "prompt must be a string, strings, token ids or lists of token ids, not a mixture", param="prompt"
+    )
+
+
+def _all_ints(values: Sequence[object]) -> bool:
+    return all(type(value) is int for value in values)
+
+
+def check_token_ids(token_ids: list[int], limits: Limits, param: str = "prompt") -> None:
+    """Ids are within the logits' width and leave room for at least one output token."""
+    if not token_ids:
+        raise RequestError(f"{param} is empty", param=param)
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < limits.vocab_size:
+            raise RequestError(_id_text(param, token_id, limits), param=param)
+    if len(token_ids) >= limits.max_model_len:
+        raise RequestError(
+            f"the prompt has {len(token_ids)} tokens, but prompt and output together may have {limits.max_model_len} "
+            "(--max-model-len)",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _id_text(param: str, token_id: int, limits: Limits) -> str:
+    return f"{param}: token id {str(token_id)[:40]} is outside [0, {limits.vocab_size})"
+
+
+def complete_params(params: SamplingParams, num_prompt_tokens: int, limits: Limits) -> SamplingParams:
+    """Parameters with an output length that fits the context behind this prompt, and a seed."""
+    room = limits.max_model_len - num_prompt_tokens
+    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+    seed = secrets.randbits(63) if params.seed is None else params.seed
+    return msgspec.structs.replace(
+        params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
+    )
