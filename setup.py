@@ -33,12 +33,27 @@ class CMakeBuild(build_ext):
             cmake, ninja = environment.require_tool("cmake"), environment.require_tool("ninja")
         except environment.BuildRefusal as refusal:
             sys.exit(f"pyengine: {refusal}")
-        print(f"pyengine: building {'CPU and CUDA kernels' if plan.cuda else 'CPU kernels only'}: {plan.reason}", flush=True)
+        print(
+            f"pyengine: building {'CPU and CUDA kernels' if plan.cuda else 'CPU kernels only'}: {plan.reason}",
+            flush=True,
+        )
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build_dir = Path(self.build_temp).resolve() / "cmake"
         _forget_configuration(build_dir)
-        configure = [cmake, "-S", ROOT, "-B", build_dir, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release",
-                     f"-DPE_TORCH_DIR={torch.folder}", f"-DPE_EXTENSION_DIR={output.parent}", f"-DPE_CUDA={'ON' if plan.cuda else 'OFF'}"]
+        configure = [
+            cmake,
+            "-S",
+            ROOT,
+            "-B",
+            build_dir,
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPE_TORCH_DIR={torch.folder}",
+            f"-DPE_EXTENSION_DIR={output.parent}",
+            f"-DPE_CUDA={'ON' if plan.cuda else 'OFF'}",
+        ]
         if plan.nvcc:
             configure.append(f"-DCMAKE_CUDA_COMPILER={plan.nvcc.path}")
         try:
@@ -46,7 +61,9 @@ class CMakeBuild(build_ext):
             jobs = str(len(os.sched_getaffinity(0)))
             subprocess.run([cmake, "--build", build_dir, "--target", "_C", "--parallel", jobs], check=True)
         except subprocess.CalledProcessError:
-            sys.exit("pyengine: the native build failed; its first error is above (a C++17 compiler is needed: g++ 9 or clang 10 or newer)")
+            sys.exit(
+                "pyengine: the native build failed; its first error is above (a C++17 compiler is needed: g++ 9 or clang 10 or newer)"
+            )
 
 
 def _forget_configuration(build_dir: Path) -> None:
@@ -63,4 +80,7 @@ class AnyPythonWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(ext_modules=[Extension("pyengine._C", sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel})
+setup(
+    ext_modules=[Extension("pyengine._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+)

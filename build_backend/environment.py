@@ -109,7 +109,9 @@ def build_torch() -> Torch:
     if found is None:
         raise BuildRefusal(f"no torch found to build against; run: pip install '{TORCH_REQUIREMENT}'")
     if not found.in_range:
-        raise BuildRefusal(f"torch {found.version} in {found.folder.parent} is outside the range; run: pip install '{TORCH_REQUIREMENT}'")
+        raise BuildRefusal(
+            f"torch {found.version} in {found.folder.parent} is outside the range; run: pip install '{TORCH_REQUIREMENT}'"
+        )
     return found
 
 
@@ -118,7 +120,9 @@ def find_tool(name: str) -> str | None:
 
     It is run to know: the target environment's own cmake is a Python script that finds its package no more under isolation.
     """
-    for path in dict.fromkeys(filter(None, [shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))])):
+    for path in dict.fromkeys(
+        filter(None, [shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))])
+    ):
         try:
             result = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired):
@@ -143,7 +147,9 @@ def has_nvidia_gpu() -> bool:
 def find_nvcc(cuda: str) -> Nvcc | None:
     """An nvcc whose major version is that of ``cuda``: the system's, else one from pip's packages."""
     candidates = [shutil.which("nvcc")]
-    candidates += [os.path.join(home, "bin", "nvcc") for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
+    candidates += [
+        os.path.join(home, "bin", "nvcc") for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home
+    ]
     candidates += ["/usr/local/cuda/bin/nvcc", *sorted(glob.glob("/usr/local/cuda-*/bin/nvcc"), reverse=True)]
     for folder in [*(Path(entry) for entry in sys.path if entry), *target_site_packages()]:
         candidates += sorted(glob.glob(str(folder / "nvidia" / "cu[0-9]*" / "bin" / "nvcc")))
@@ -190,8 +196,10 @@ def plan_cuda(torch: Torch, wish: str = "auto") -> Plan:
     if nvcc:
         return Plan(True, f"{torch} and nvcc {nvcc.version[0]}.{nvcc.version[1]} ({nvcc.path})", nvcc)
     if wish == "on" or has_nvidia_gpu():
-        raise BuildRefusal(f"{torch} on a GPU machine needs nvcc {torch.cuda.split('.')[0]}.x to build the kernels; install the CUDA toolkit "
-                           f"{torch.cuda}{_pip_hint(torch.cuda)}, or choose CPU kernels with: pip install . -C cuda=off")
+        raise BuildRefusal(
+            f"{torch} on a GPU machine needs nvcc {torch.cuda.split('.')[0]}.x to build the kernels; install the CUDA toolkit "
+            f"{torch.cuda}{_pip_hint(torch.cuda)}, or choose CPU kernels with: pip install . -C cuda=off"
+        )
     return Plan(False, f"{torch}, but there is neither a GPU nor nvcc {torch.cuda.split('.')[0]}.x")
 
 

@@ -27,7 +27,9 @@ def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
-def build_editable(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
+def build_editable(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
     environment.cuda_wish = _cuda_wish(config_settings)
     return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
 

@@ -9,7 +9,8 @@ import pytest
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``device`` runs a test on cpu and cuda, ``dtype`` on the element types each of them supports."""
-    names = [name for name in ("device", "dtype") if name in metafunc.fixturenames]
+    marked = {name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")}
+    names = [name for name in ("device", "dtype") if name in metafunc.fixturenames and name not in marked]
     if names == ["device", "dtype"]:
         cases = [("cpu", "bfloat16"), ("cpu", "float32"), ("cuda", "bfloat16"), ("cuda", "float16")]
         metafunc.parametrize(names, cases, indirect=True)

@@ -42,8 +42,8 @@ Arg Call::arg(const char* name, const Tensor& tensor) {
     device_type_ = place.type;
     device_index_ = place.index;
   } else if (place.type != device_type_ || place.index != device_index_) {
-    fail(std::string(name) + " must be on " + device_text(device_type_, device_index_) + " like the arguments before it, got " +
-         device_text(place.type, place.index));
+    fail(std::string(name) + " must be on " + device_text(device_type_, device_index_) +
+         " like the arguments before it, got " + device_text(place.type, place.index));
   }
   return Arg(*this, name, tensor);
 }
@@ -111,7 +111,8 @@ const Arg& Arg::dtype(FloatType* type) const {
   }
   if (!type->bound) *type = {found, true};
   if (type->value != found) {
-    call_.fail(std::string(name_) + " must be " + name_of(type->value) + " like the arguments before it, got " + name_of(found));
+    call_.fail(std::string(name_) + " must be " + name_of(type->value) + " like the arguments before it, got " +
+               name_of(found));
   }
   return *this;
 }
@@ -126,21 +127,23 @@ const Arg& Arg::dtype(int32_t expected) const {
 
 const Arg& Arg::rows() const {
   if (ndim_ > 0 && sizes_[ndim_ - 1] > 1 && strides_[ndim_ - 1] != 1) {
-    call_.fail(std::string(name_) + " must have a contiguous last dimension, got stride " + std::to_string(strides_[ndim_ - 1]));
+    call_.fail(std::string(name_) + " must have a contiguous last dimension, got stride " +
+               std::to_string(strides_[ndim_ - 1]));
   }
   return *this;
 }
 
 const Arg& Arg::contiguous() const {
-  if (!tensor_.is_contiguous()) call_.fail(std::string(name_) + " must be contiguous, got strides that are not, shape " + shape_text());
+  if (!tensor_.is_contiguous())
+    call_.fail(std::string(name_) + " must be contiguous, got strides that are not, shape " + shape_text());
   return *this;
 }
 
 const Arg& Arg::aligned(size_t bytes) const {
   const size_t rest = reinterpret_cast<uintptr_t>(data_) % bytes;
   if (rest != 0) {
-    call_.fail(std::string(name_) + " must start at a multiple of " + std::to_string(bytes) + " bytes, got one " + std::to_string(rest) +
-               " past it");
+    call_.fail(std::string(name_) + " must start at a multiple of " + std::to_string(bytes) + " bytes, got one " +
+               std::to_string(rest) + " past it");
   }
   return *this;
 }
@@ -158,7 +161,8 @@ Stream current_stream(const Call& call) {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     return library ? reinterpret_cast<CurrentStream>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  if (lookup == nullptr) call.fail("this torch has no libtorch_cuda with aoti_torch_get_current_cuda_stream; install a CUDA build of torch");
+  if (lookup == nullptr)
+    call.fail("this torch has no libtorch_cuda with aoti_torch_get_current_cuda_stream; install a CUDA build of torch");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(lookup(call.device_index(), &stream));
   return static_cast<Stream>(stream);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// From torch tensors to params structs: every check of dtype, device, shape and stride that an op makes, with messages that
-// name the op, the argument, what was expected and what came.
+// From torch tensors to params structs: every check of dtype, device, shape and stride that an op makes, with messages
+// that name the op, the argument, what was expected and what came.
 //
 // An op opens a Call, describes each tensor once (`call.arg("x", x).shape({&rows, &cols}).dtype(&dtype)`) and reads the
-// pointers and strides off the result. A Dim is a named size: unbound, it takes the size it meets first; bound, it checks.
-// Only torch's stable ABI is used here (torch/csrc/stable), so the binary is tied to no torch version inside the range.
+// pointers and strides off the result. A Dim is a named size: unbound, it takes the size it meets first; bound, it
+// checks. Only torch's stable ABI is used here (torch/csrc/stable), so the binary is tied to no torch version inside
+// the range.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -62,13 +63,13 @@ class Arg {
   Arg(const Call& call, const char* name, const Tensor& tensor);
 
   const Arg& shape(std::initializer_list<Dim*> dims) const;
-  const Arg& dtype(FloatType* type) const;        // f32, f16 or bf16
-  const Arg& dtype(int32_t expected) const;       // an aoti_torch_dtype_*()
+  const Arg& dtype(FloatType* type) const;   // f32, f16 or bf16
+  const Arg& dtype(int32_t expected) const;  // an aoti_torch_dtype_*()
   const Arg& f32() const { return dtype(aoti_torch_dtype_float32()); }
   const Arg& i32() const { return dtype(aoti_torch_dtype_int32()); }
   const Arg& i64() const { return dtype(aoti_torch_dtype_int64()); }
-  const Arg& rows() const;                        // the last dimension is contiguous
-  const Arg& contiguous() const;                  // all dimensions are
+  const Arg& rows() const;        // the last dimension is contiguous
+  const Arg& contiguous() const;  // all dimensions are
   const Arg& aligned(size_t bytes) const;
 
   int64_t dim() const { return ndim_; }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch.ops.pyengine: per op, tensors are checked and turned into the params struct once, then run on the device they are on.
-// CPU and CUDA register the same functions; a build without CUDA kernels registers them too, to say so instead of crashing.
+// torch.ops.pyengine: per op, tensors are checked and turned into the params struct once, then run on the device they
+// are on. CPU and CUDA register the same functions; a build without CUDA kernels registers them too, to say so instead
+// of crashing.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -20,30 +21,33 @@
 namespace pe::torch_ops {
 namespace {
 
-// PE_ON_CUDA(call, statement): the statement with the tensors' device current, or the news that there are no CUDA kernels.
+// PE_ON_CUDA(call, statement): the statement with the tensors' device current, or the news that there are no CUDA
+// kernels.
 #ifdef PE_CUDA
-#define PE_ON_CUDA(call, ...)                                                      \
-  do {                                                                             \
-    const torch::stable::accelerator::DeviceGuard guard((call).device_index());    \
-    const Stream stream = current_stream(call);                                    \
-    __VA_ARGS__;                                                                   \
+#define PE_ON_CUDA(call, ...)                                                   \
+  do {                                                                          \
+    const torch::stable::accelerator::DeviceGuard guard((call).device_index()); \
+    const Stream stream = current_stream(call);                                 \
+    __VA_ARGS__;                                                                \
   } while (0)
 #else
-#define PE_ON_CUDA(call, ...)                                                                                  \
-  (call).fail("pyengine was built without CUDA kernels; with nvcc in PATH, run: pip install --force-reinstall --no-deps .")
+#define PE_ON_CUDA(call, ...) \
+  (call).fail(                \
+      "pyengine was built without CUDA kernels; with nvcc in PATH, run: pip install --force-reinstall --no-deps .")
 #endif
 
 // The common case: cpu::NAME(params) or cuda::NAME(params, stream).
-#define PE_RUN(call, NAME, params)                          \
-  do {                                                      \
-    if ((call).on_cuda()) {                                 \
-      PE_ON_CUDA(call, cuda::NAME(params, stream));         \
-    } else {                                                \
-      cpu::NAME(params);                                    \
-    }                                                       \
+#define PE_RUN(call, NAME, params)                  \
+  do {                                              \
+    if ((call).on_cuda()) {                         \
+      PE_ON_CUDA(call, cuda::NAME(params, stream)); \
+    } else {                                        \
+      cpu::NAME(params);                            \
+    }                                               \
   } while (0)
 
-// ---- dense layers ------------------------------------------------------------------------------------------------------
+// ---- dense layers
+// ------------------------------------------------------------------------------------------------------
 
 void rms_norm(const Tensor out, const Tensor x, const Tensor weight, double eps, const MaybeTensor residual) {
   Call call("rms_norm");
@@ -104,9 +108,11 @@ void pack_weight(const Tensor packed, const Tensor weight, int64_t n, int64_t ro
   const int64_t element_size = static_cast<int64_t>(size_of(dtype.value));
   elements.value = static_cast<int64_t>(cpu::packed_bytes(n, k, dtype.value)) / element_size;
   const Arg packed_arg = call.arg("packed", packed).shape({&elements}).dtype(&dtype).contiguous().aligned(64);
-  call.check(row_offset >= 0 && row_offset % kPanelRows == 0, "row_offset must be a multiple of 16 (a panel of the packed layout)");
+  call.check(row_offset >= 0 && row_offset % kPanelRows == 0,
+             "row_offset must be a multiple of 16 (a panel of the packed layout)");
   if (row_offset + rows > n) {
-    call.fail("rows [" + std::to_string(row_offset) + ", " + std::to_string(row_offset + rows) + ") do not fit into n=" + std::to_string(n));
+    call.fail("rows [" + std::to_string(row_offset) + ", " + std::to_string(row_offset + rows) +
+              ") do not fit into n=" + std::to_string(n));
   }
   p.out = packed_arg.data<char>() + row_offset * k * element_size;
   p.weight = weight_arg.data<void>();
@@ -126,7 +132,8 @@ const void* packed_weight(Call& call, const Tensor& weight, Dim n, Dim k, FloatT
   return arg.shape({&elements}).dtype(&dtype).contiguous().aligned(64).data<void>();
 }
 
-void linear(const Tensor out, const Tensor x, const Tensor weight, const MaybeTensor bias, const MaybeTensor workspace) {
+void linear(const Tensor out, const Tensor x, const Tensor weight, const MaybeTensor bias,
+            const MaybeTensor workspace) {
   Call call("linear");
   Dim m("m"), n("n"), k("k");
   FloatType dtype, out_dtype;
@@ -182,12 +189,21 @@ void embedding(const Tensor out, const Tensor ids, const Tensor weight, int64_t 
   PE_RUN(call, embedding, p);
 }
 
-// ---- the KV cache ------------------------------------------------------------------------------------------------------
+// ---- the KV cache
+// ------------------------------------------------------------------------------------------------------
 
 PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, FloatType dtype) {
   Dim num_blocks("num_blocks"), num_kv_heads("num_kv_heads"), block_size("block_size"), head_dim("head_dim");
-  const Arg k = call.arg("k_cache", k_cache).shape({&num_blocks, &num_kv_heads, &block_size, &head_dim}).dtype(&dtype).rows().aligned(16);
-  const Arg v = call.arg("v_cache", v_cache).shape({&num_blocks, &num_kv_heads, &block_size, &head_dim}).dtype(&dtype).rows().aligned(16);
+  const Arg k = call.arg("k_cache", k_cache)
+                    .shape({&num_blocks, &num_kv_heads, &block_size, &head_dim})
+                    .dtype(&dtype)
+                    .rows()
+                    .aligned(16);
+  const Arg v = call.arg("v_cache", v_cache)
+                    .shape({&num_blocks, &num_kv_heads, &block_size, &head_dim})
+                    .dtype(&dtype)
+                    .rows()
+                    .aligned(16);
   PagedKV kv;
   kv.k = k.data<void>();
   kv.v = v.data<void>();
@@ -201,7 +217,8 @@ PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, 
   kv.dtype = dtype.value;
   for (int d = 0; d < 3; ++d) {
     if (k.stride(d) != v.stride(d)) call.fail("k_cache and v_cache must have equal strides");
-    if (k.stride(d) * static_cast<int64_t>(size_of(kv.dtype)) % 16 != 0) call.fail("the caches' strides must be multiples of 16 bytes");
+    if (k.stride(d) * static_cast<int64_t>(size_of(kv.dtype)) % 16 != 0)
+      call.fail("the caches' strides must be multiples of 16 bytes");
   }
   if (block_size < 16 || block_size > 256 || (block_size & (block_size - 1)) != 0) {
     call.fail("block_size must be 16, 32, 64, 128 or 256, got " + std::to_string(block_size));
@@ -209,8 +226,9 @@ PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, 
   return kv;
 }
 
-void rope_write_kv(const Tensor qkv, const Tensor positions, const Tensor slot_mapping, const MaybeTensor cos_sin, const Tensor k_cache,
-                   const Tensor v_cache, int64_t num_heads, const MaybeTensor q_norm, const MaybeTensor k_norm, double norm_eps) {
+void rope_write_kv(const Tensor qkv, const Tensor positions, const Tensor slot_mapping, const MaybeTensor cos_sin,
+                   const Tensor k_cache, const Tensor v_cache, int64_t num_heads, const MaybeTensor q_norm,
+                   const MaybeTensor k_norm, double norm_eps) {
   Call call("rope_write_kv");
   Dim num_tokens("num_tokens"), max_position("max_position"), rotary_dim("rotary_dim");
   FloatType dtype;
@@ -222,11 +240,13 @@ void rope_write_kv(const Tensor qkv, const Tensor positions, const Tensor slot_m
   qkv_arg.shape({&num_tokens, &cols});
   p.positions = call.arg("positions", positions).shape({&num_tokens}).i32().rows().data<int32_t>();
   p.slot_mapping = call.arg("slot_mapping", slot_mapping).shape({&num_tokens}).i64().rows().data<int64_t>();
-  if (cos_sin) p.cos_sin = call.arg("cos_sin", *cos_sin).shape({&max_position, &rotary_dim}).f32().contiguous().data<float>();
+  if (cos_sin)
+    p.cos_sin = call.arg("cos_sin", *cos_sin).shape({&max_position, &rotary_dim}).f32().contiguous().data<float>();
   if (q_norm) p.q_norm = call.arg("q_norm", *q_norm).shape({&head_dim}).dtype(&dtype).rows().data<void>();
   if (k_norm) p.k_norm = call.arg("k_norm", *k_norm).shape({&head_dim}).dtype(&dtype).rows().data<void>();
   if (cos_sin && (rotary_dim % 2 != 0 || rotary_dim > head_dim)) {
-    call.fail("rotary_dim must be even and at most head_dim=" + std::to_string(head_dim) + ", got " + std::to_string(rotary_dim));
+    call.fail("rotary_dim must be even and at most head_dim=" + std::to_string(head_dim) + ", got " +
+              std::to_string(rotary_dim));
   }
   p.qkv = qkv_arg.data<void>();
   p.num_tokens = num_tokens;
@@ -250,11 +270,12 @@ Arena make_arena(const Call& call, const Arg& arg, const char* name) {
   const int64_t element = static_cast<int64_t>(arg.element_size());
   int64_t elements = 1;
   for (int64_t d = arg.dim() - 1; d >= 2; --d) {
-    if (arg.size(d) > 1 && arg.stride(d) != elements) call.fail(std::string(name) + " must be contiguous inside each block");
+    if (arg.size(d) > 1 && arg.stride(d) != elements)
+      call.fail(std::string(name) + " must be contiguous inside each block");
     elements *= arg.size(d);
   }
-  const Arena arena = {arg.data<char>(),           arg.size(0), arg.size(1), arg.stride(0) * element, arg.stride(1) * element,
-                       elements * element};
+  const Arena arena = {arg.data<char>(),        arg.size(0),       arg.size(1), arg.stride(0) * element,
+                       arg.stride(1) * element, elements * element};
   if (arena.part_stride_bytes % 16 != 0 || arena.block_stride_bytes % 16 != 0 || arena.block_bytes % 16 != 0) {
     call.fail(std::string(name) + " must have blocks and strides that are multiples of 16 bytes, got blocks of " +
               std::to_string(arena.block_bytes));
@@ -285,12 +306,14 @@ void swap_blocks(const Tensor dst, const Tensor src, const Tensor pairs) {
   SwapBlocksParams p;
   p.pairs = host_call.arg("pairs", pairs).shape({&num_pairs, &two}).i32().contiguous().data<int32_t>();
   if (host_call.on_cuda()) call.fail("pairs must be in host memory");
-  if (to.num_parts != from.num_parts || to.block_bytes != from.block_bytes) call.fail("dst and src must have equal parts and blocks");
+  if (to.num_parts != from.num_parts || to.block_bytes != from.block_bytes)
+    call.fail("dst and src must have equal parts and blocks");
   for (int64_t i = 0; i < num_pairs; ++i) {
     const int64_t source = p.pairs[2 * i], target = p.pairs[2 * i + 1];
     if (source < 0 || source >= from.num_blocks || target < 0 || target >= to.num_blocks) {
-      call.fail("pair " + std::to_string(i) + " (" + std::to_string(source) + " -> " + std::to_string(target) + ") is outside src's " +
-                std::to_string(from.num_blocks) + " or dst's " + std::to_string(to.num_blocks) + " blocks");
+      call.fail("pair " + std::to_string(i) + " (" + std::to_string(source) + " -> " + std::to_string(target) +
+                ") is outside src's " + std::to_string(from.num_blocks) + " or dst's " + std::to_string(to.num_blocks) +
+                " blocks");
     }
   }
   p.dst = to.data;
@@ -305,27 +328,32 @@ void swap_blocks(const Tensor dst, const Tensor src, const Tensor pairs) {
   PE_RUN(call, swap_blocks, p);
 }
 
-// ---- attention ---------------------------------------------------------------------------------------------------------
+// ---- attention
+// ---------------------------------------------------------------------------------------------------------
 
 void check_heads(const Call& call, int64_t num_heads, int64_t num_kv_heads) {
   if (num_kv_heads < 1 || num_heads < 1 || num_heads % num_kv_heads != 0) {
-    call.fail("num_heads must be a multiple of num_kv_heads, got " + std::to_string(num_heads) + " and " + std::to_string(num_kv_heads));
+    call.fail("num_heads must be a multiple of num_kv_heads, got " + std::to_string(num_heads) + " and " +
+              std::to_string(num_kv_heads));
   }
 }
 
-void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache, const Tensor block_tables,
-                     const MaybeTensor table_rows, const Tensor query_start, const Tensor seq_lens, int64_t max_seq_len, double scale,
-                     int64_t window, const MaybeTensor plan, const MaybeTensor workspace) {
+void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache,
+                     const Tensor block_tables, const MaybeTensor table_rows, const Tensor query_start,
+                     const Tensor seq_lens, int64_t max_seq_len, double scale, int64_t window, const MaybeTensor plan,
+                     const MaybeTensor workspace) {
   Call call("paged_attention");
-  Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_seqs("num_seqs"), starts("num_seqs + 1");
+  Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_seqs("num_seqs"),
+      starts("num_seqs + 1");
   Dim num_rows("num_rows"), max_blocks("max_blocks");
   FloatType dtype;
   PagedAttentionParams p;
   const Arg q_arg = call.arg("q", q).shape({&num_tokens, &num_heads, &head_dim}).dtype(&dtype).rows().aligned(16);
   const Arg out_arg = call.arg("out", out).shape({&num_tokens, &num_heads, &head_dim}).dtype(&dtype).rows().aligned(16);
   p.kv = make_paged_kv(call, k_cache, v_cache, dtype);
-  if (p.kv.head_dim != head_dim) call.fail("q and the caches must have the same head_dim, got " + std::to_string(head_dim) + " and " +
-                                           std::to_string(p.kv.head_dim));
+  if (p.kv.head_dim != head_dim)
+    call.fail("q and the caches must have the same head_dim, got " + std::to_string(head_dim) + " and " +
+              std::to_string(p.kv.head_dim));
   check_heads(call, num_heads, p.kv.num_kv_heads);
   const Arg tables = call.arg("block_tables", block_tables).shape({&num_rows, &max_blocks}).i32().rows();
   p.seq_lens = call.arg("seq_lens", seq_lens).shape({&num_seqs}).i32().rows().data<int32_t>();
@@ -337,8 +365,8 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
     call.fail("block_tables must have a row per sequence when there are no table_rows");
   }
   if (max_seq_len > max_blocks * p.kv.block_size) {
-    call.fail("max_seq_len " + std::to_string(max_seq_len) + " does not fit into block tables of " + std::to_string(max_blocks) +
-              " blocks of " + std::to_string(p.kv.block_size));
+    call.fail("max_seq_len " + std::to_string(max_seq_len) + " does not fit into block tables of " +
+              std::to_string(max_blocks) + " blocks of " + std::to_string(p.kv.block_size));
   }
   if (window < 0) call.fail("window must be 0 (none) or more, got " + std::to_string(window));
   p.out = out_arg.data<void>();
@@ -357,7 +385,8 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   p.window = static_cast<int32_t>(window);
   p.dtype = dtype.value;
   if (!call.on_cuda()) return cpu::paged_attention(p);
-  call.check(plan && workspace, "plan and workspace are required on CUDA; make them with make_attention_buffers and attention_plan");
+  call.check(plan && workspace,
+             "plan and workspace are required on CUDA; make them with make_attention_buffers and attention_plan");
   const Workspace plan_bytes = call.arg("plan", *plan).contiguous().aligned(256).bytes();
   const Workspace scratch = call.arg("workspace", *workspace).contiguous().aligned(256).bytes();
   PE_ON_CUDA(call, cuda::paged_attention(p, plan_bytes, scratch, stream));
@@ -366,8 +395,9 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
 }
 
 // What plan and workspace depend on: upper bounds and head counts, no pointers.
-[[maybe_unused]] PagedAttentionParams attention_shape(const Call& call, int64_t num_seqs, int64_t num_tokens, int64_t max_seq_len,
-                                                      int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t dtype) {
+[[maybe_unused]] PagedAttentionParams attention_shape(const Call& call, int64_t num_seqs, int64_t num_tokens,
+                                                      int64_t max_seq_len, int64_t num_heads, int64_t num_kv_heads,
+                                                      int64_t head_dim, int64_t dtype) {
   check_heads(call, num_heads, num_kv_heads);
   PagedAttentionParams p;
   p.num_seqs = num_seqs;
@@ -380,14 +410,16 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   return p;
 }
 
-void attention_plan(const Tensor plan, const Tensor query_start, const Tensor seq_lens, int64_t num_tokens, int64_t max_seq_len,
-                    int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t window, int64_t dtype) {
+void attention_plan(const Tensor plan, const Tensor query_start, const Tensor seq_lens, int64_t num_tokens,
+                    int64_t max_seq_len, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t window,
+                    int64_t dtype) {
   Call call("attention_plan");
   Dim num_seqs("num_seqs"), starts("num_seqs + 1");
   const Workspace plan_bytes = call.arg("plan", plan).contiguous().aligned(256).bytes();
   const Arg lens = call.arg("seq_lens", seq_lens).shape({&num_seqs}).i32().rows();
   starts.value = num_seqs + 1;
-  PagedAttentionParams p = attention_shape(call, num_seqs, num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype);
+  PagedAttentionParams p =
+      attention_shape(call, num_seqs, num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype);
   p.query_start = call.arg("query_start", query_start).shape({&starts}).i32().rows().data<int32_t>();
   p.seq_lens = lens.data<int32_t>();
   p.window = static_cast<int32_t>(window);
@@ -395,22 +427,27 @@ void attention_plan(const Tensor plan, const Tensor query_start, const Tensor se
   (void)p, (void)plan_bytes;
 }
 
-std::tuple<int64_t, int64_t> attention_buffer_bytes(int64_t num_seqs, int64_t num_tokens, int64_t max_seq_len, int64_t num_heads,
-                                                    int64_t num_kv_heads, int64_t head_dim, int64_t dtype) {
+std::tuple<int64_t, int64_t> attention_buffer_bytes(int64_t num_seqs, int64_t num_tokens, int64_t max_seq_len,
+                                                    int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                                                    int64_t dtype) {
   const Call call("attention_buffer_bytes");
-  const PagedAttentionParams p = attention_shape(call, num_seqs, num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype);
+  const PagedAttentionParams p =
+      attention_shape(call, num_seqs, num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype);
 #ifdef PE_CUDA
-  return {static_cast<int64_t>(cuda::attention_plan_bytes(p)), static_cast<int64_t>(cuda::attention_workspace_bytes(p))};
+  return {static_cast<int64_t>(cuda::attention_plan_bytes(p)),
+          static_cast<int64_t>(cuda::attention_workspace_bytes(p))};
 #else
   (void)p;
   return {0, 0};
 #endif
 }
 
-// ---- sampling and the step ---------------------------------------------------------------------------------------------
+// ---- sampling and the step
+// ---------------------------------------------------------------------------------------------
 
-void sample(const Tensor token_ids, const Tensor logits, const Tensor temperature, const Tensor top_k, const Tensor top_p,
-            const Tensor min_p, const Tensor seeds, const Tensor positions, const MaybeTensor param_rows, const MaybeTensor workspace) {
+void sample(const Tensor token_ids, const Tensor logits, const Tensor temperature, const Tensor top_k,
+            const Tensor top_p, const Tensor min_p, const Tensor seeds, const Tensor positions,
+            const MaybeTensor param_rows, const MaybeTensor workspace) {
   Call call("sample");
   Dim num_rows("num_rows"), vocab_size("vocab_size"), num_params("num_param_rows");
   SampleParams p;
@@ -432,7 +469,8 @@ void sample(const Tensor token_ids, const Tensor logits, const Tensor temperatur
   p.vocab_size = vocab_size;
   p.logits_stride = logits_arg.stride(0);
   if (!call.on_cuda()) return cpu::sample(p);
-  const Workspace scratch = workspace ? call.arg("workspace", *workspace).contiguous().aligned(256).bytes() : Workspace{};
+  const Workspace scratch =
+      workspace ? call.arg("workspace", *workspace).contiguous().aligned(256).bytes() : Workspace{};
   PE_ON_CUDA(call, cuda::sample(p, scratch, stream));
   (void)scratch;
 }
@@ -445,12 +483,13 @@ int64_t sample_workspace_bytes([[maybe_unused]] int64_t num_rows, [[maybe_unused
 #endif
 }
 
-void step_inputs(const Tensor last_tokens, const Tensor block_tables, int64_t block_size, const Tensor rows, const Tensor num_new_tokens,
-                 const Tensor num_computed, const Tensor prompt_offsets, const Tensor prompt_ids, const Tensor query_start,
-                 const Tensor seq_lens, const Tensor input_ids, const Tensor positions, const Tensor slot_mapping,
-                 const Tensor last_indices) {
+void step_inputs(const Tensor last_tokens, const Tensor block_tables, int64_t block_size, const Tensor rows,
+                 const Tensor num_new_tokens, const Tensor num_computed, const Tensor prompt_offsets,
+                 const Tensor prompt_ids, const Tensor query_start, const Tensor seq_lens, const Tensor input_ids,
+                 const Tensor positions, const Tensor slot_mapping, const Tensor last_indices) {
   Call call("step_inputs");
-  Dim num_rows("num_rows"), max_blocks("max_blocks"), num_seqs("num_seqs"), starts("num_seqs + 1"), num_prompt("num_prompt_ids");
+  Dim num_rows("num_rows"), max_blocks("max_blocks"), num_seqs("num_seqs"), starts("num_seqs + 1"),
+      num_prompt("num_prompt_ids");
   Dim num_tokens("num_tokens");
   StepInputsParams p;
   p.last_tokens = call.arg("last_tokens", last_tokens).shape({&num_rows}).i32().rows().data<int32_t>();
@@ -517,7 +556,8 @@ void gather_rows(const Tensor out, const Tensor x, const Tensor indices) {
   PE_RUN(call, gather_rows, p);
 }
 
-// ---- the CPU backend ---------------------------------------------------------------------------------------------------
+// ---- the CPU backend
+// ---------------------------------------------------------------------------------------------------
 
 void set_num_threads(int64_t n) {
   PE_CHECK("set_num_threads", n >= 1 && n <= 4096, "n must be in [1, 4096], got " + std::to_string(n));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Programs of the CPU backend (pe/parallel.h) behind integer handles. A program owns, besides its ops, every tensor that they
-// touch, so that Python may drop its temporaries: the pointers frozen in the program stay valid until record_free.
+// Programs of the CPU backend (pe/parallel.h) behind integer handles. A program owns, besides its ops, every tensor
+// that they touch, so that Python may drop its temporaries: the pointers frozen in the program stay valid until
+// record_free.
 #include "torch/recorder.h"
 
 #include <map>
@@ -49,7 +50,8 @@ int64_t record_begin() {
 
 void record_end(int64_t handle) {
   const auto recording = find("record_end", handle);
-  PE_CHECK("record_end", recording.get() == current, "program " + std::to_string(handle) + " is not the one this thread records");
+  PE_CHECK("record_end", recording.get() == current,
+           "program " + std::to_string(handle) + " is not the one this thread records");
   cpu::end_recording();
   recording->open = false;
   current = nullptr;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every op of torch.ops.pyengine, once. Names and shapes follow the params structs in include/pe; what is written is the first
-// argument where there is one such. The Python functions over these are in pyengine/ops.
+// Every op of torch.ops.pyengine, once. Names and shapes follow the params structs in include/pe; what is written is
+// the first argument where there is one such. The Python functions over these are in pyengine/ops.
 //
 // The build stamps a hash of this file into the binary, so that a checkout notices a _C of another schema.
 #include <torch/csrc/stable/library.h>
@@ -20,8 +20,9 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
   // ids [num_tokens] int32; weight packed [vocab_size, dim]; out [num_tokens, dim]
   m.def("embedding(Tensor(a!) out, Tensor ids, Tensor weight, int vocab_size) -> ()");
 
-  // qkv [num_tokens, (num_heads + 2 num_kv_heads) head_dim]; positions [num_tokens] int32; slot_mapping [num_tokens] int64;
-  // cos_sin [max_position, rotary_dim] f32; caches [num_blocks, num_kv_heads, block_size, head_dim]; norms [head_dim]
+  // qkv [num_tokens, (num_heads + 2 num_kv_heads) head_dim]; positions [num_tokens] int32; slot_mapping [num_tokens]
+  // int64; cos_sin [max_position, rotary_dim] f32; caches [num_blocks, num_kv_heads, block_size, head_dim]; norms
+  // [head_dim]
   m.def(
       "rope_write_kv(Tensor(a!) qkv, Tensor positions, Tensor slot_mapping, Tensor? cos_sin, Tensor(b!) k_cache, "
       "Tensor(c!) v_cache, int num_heads, Tensor? q_norm, Tensor? k_norm, float norm_eps) -> ()");
@@ -32,19 +33,24 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
   // q, out [num_tokens, num_heads, head_dim]; block_tables [num_rows, max_blocks], table_rows [num_seqs],
   // query_start [num_seqs + 1], seq_lens [num_seqs], all int32
   m.def(
-      "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor? table_rows, "
-      "Tensor query_start, Tensor seq_lens, int max_seq_len, float scale, int window, Tensor? plan, Tensor(b!)? workspace) -> ()");
+      "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor? "
+      "table_rows, "
+      "Tensor query_start, Tensor seq_lens, int max_seq_len, float scale, int window, Tensor? plan, Tensor(b!)? "
+      "workspace) -> ()");
   m.def(
-      "attention_plan(Tensor(a!) plan, Tensor query_start, Tensor seq_lens, int num_tokens, int max_seq_len, int num_heads, "
+      "attention_plan(Tensor(a!) plan, Tensor query_start, Tensor seq_lens, int num_tokens, int max_seq_len, int "
+      "num_heads, "
       "int num_kv_heads, int head_dim, int window, int dtype) -> ()");
   m.def(
-      "attention_buffer_bytes(int num_seqs, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int head_dim, "
+      "attention_buffer_bytes(int num_seqs, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int "
+      "head_dim, "
       "int dtype) -> (int, int)");
 
   // logits [num_rows, vocab_size] f32; temperature, top_p, min_p f32, top_k int32, seeds int64: one per parameter row;
   // positions, param_rows, token_ids [num_rows] int32
   m.def(
-      "sample(Tensor(a!) token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seeds, "
+      "sample(Tensor(a!) token_ids, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, "
+      "Tensor seeds, "
       "Tensor positions, Tensor? param_rows, Tensor(b!)? workspace) -> ()");
   m.def("sample_workspace_bytes(int num_rows, int vocab_size) -> int");
 

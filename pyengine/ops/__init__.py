@@ -22,10 +22,36 @@ from pyengine.ops import library
 from pyengine.ops.types import AttentionMetadata, PackedWeight, StepTensors
 
 __all__ = [
-    "AttentionMetadata", "PackedWeight", "Program", "StepTensors", "attention_buffer_bytes", "attention_plan", "check_device", "copy_blocks", "embedding",
-    "empty_packed_weight", "gather_rows", "has_cuda_kernels", "isa", "linear", "make_attention_buffers", "num_threads", "pack_rows",
-    "pack_weight", "paged_attention", "record", "rms_norm", "rope_write_kv", "sample", "set_isa", "set_num_threads", "silu_mul",
-    "step_inputs", "store_tokens", "swap_blocks", "update_block_tables",
+    "AttentionMetadata",
+    "PackedWeight",
+    "Program",
+    "StepTensors",
+    "attention_buffer_bytes",
+    "attention_plan",
+    "check_device",
+    "copy_blocks",
+    "embedding",
+    "empty_packed_weight",
+    "gather_rows",
+    "has_cuda_kernels",
+    "isa",
+    "linear",
+    "make_attention_buffers",
+    "num_threads",
+    "pack_rows",
+    "pack_weight",
+    "paged_attention",
+    "record",
+    "rms_norm",
+    "rope_write_kv",
+    "sample",
+    "set_isa",
+    "set_num_threads",
+    "silu_mul",
+    "step_inputs",
+    "store_tokens",
+    "swap_blocks",
+    "update_block_tables",
 ]
 
 BUILD_INFO = library.load()
@@ -206,7 +232,11 @@ def attention_buffer_bytes(
     """Bytes of the plan and of the workspace that ``make_attention_buffers`` would allocate; (0, 0) on the CPU."""
     if torch.device(device).type != "cuda":
         return 0, 0
-    return tuple(_C.attention_buffer_bytes(max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, _dtype_code(dtype)))
+    return tuple(
+        _C.attention_buffer_bytes(
+            max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, _dtype_code(dtype)
+        )
+    )
 
 
 def make_attention_buffers(
@@ -221,18 +251,36 @@ def make_attention_buffers(
 ) -> tuple[Tensor, Tensor]:
     """Plan and workspace of paged attention for steps up to these bounds: uint8 tensors, empty ones on the CPU."""
     plan_bytes, workspace_bytes = attention_buffer_bytes(
-        max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype, device)
-    return (torch.empty(plan_bytes, dtype=torch.uint8, device=device), torch.empty(workspace_bytes, dtype=torch.uint8, device=device))
+        max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype, device
+    )
+    return (
+        torch.empty(plan_bytes, dtype=torch.uint8, device=device),
+        torch.empty(workspace_bytes, dtype=torch.uint8, device=device),
+    )
 
 
-def attention_plan(meta: AttentionMetadata, num_heads: int, num_kv_heads: int, head_dim: int, window: int, dtype: torch.dtype) -> None:
+def attention_plan(
+    meta: AttentionMetadata, num_heads: int, num_kv_heads: int, head_dim: int, window: int, dtype: torch.dtype
+) -> None:
     """Fill ``meta.plan`` on the device: which CTA takes which chunks. Once per step; a no-op on the CPU."""
     if meta.query_start.is_cuda:
-        _attention_plan(meta.plan, meta.query_start, meta.seq_lens, meta.num_tokens, meta.max_seq_len,
-                        num_heads, num_kv_heads, head_dim, window, _dtype_code(dtype))
+        _attention_plan(
+            meta.plan,
+            meta.query_start,
+            meta.seq_lens,
+            meta.num_tokens,
+            meta.max_seq_len,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            window,
+            _dtype_code(dtype),
+        )
 
 
-def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0) -> Tensor:
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
+) -> Tensor:
     """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180), batch-invariant.
 
     A query at absolute position p sees the keys at (p - window, p], all up to p when window is 0. K and V of this step are
@@ -247,8 +295,21 @@ def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: Attention
         [num_tokens, num_heads, head_dim], contiguous.
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    _paged_attention(out, q, k_cache, v_cache, meta.block_tables, meta.table_rows, meta.query_start, meta.seq_lens,
-                     meta.max_seq_len, scale, window, meta.plan, meta.workspace)
+    _paged_attention(
+        out,
+        q,
+        k_cache,
+        v_cache,
+        meta.block_tables,
+        meta.table_rows,
+        meta.query_start,
+        meta.seq_lens,
+        meta.max_seq_len,
+        scale,
+        window,
+        meta.plan,
+        meta.workspace,
+    )
     return out
 
 
@@ -291,8 +352,22 @@ def sample(
 def step_inputs(tensors: StepTensors) -> None:
     """Build the inputs of one forward pass from the device rows; see csrc/include/pe/step_inputs.h."""
     t = tensors
-    _step_inputs(t.last_tokens, t.block_tables, t.block_size, t.rows, t.num_new_tokens, t.num_computed, t.prompt_offsets, t.prompt_ids,
-                 t.query_start, t.seq_lens, t.input_ids, t.positions, t.slot_mapping, t.last_indices)
+    _step_inputs(
+        t.last_tokens,
+        t.block_tables,
+        t.block_size,
+        t.rows,
+        t.num_new_tokens,
+        t.num_computed,
+        t.prompt_offsets,
+        t.prompt_ids,
+        t.query_start,
+        t.seq_lens,
+        t.input_ids,
+        t.positions,
+        t.slot_mapping,
+        t.last_indices,
+    )
 
 
 def store_tokens(last_tokens: Tensor, rows: Tensor, token_ids: Tensor) -> None:
@@ -381,8 +456,10 @@ def check_device(device: torch.device | str) -> None:
     """Raise BuildError, in one line with the remedy, when the ops cannot run on ``device``."""
     if torch.device(device).type != "cuda" or has_cuda_kernels():
         return
-    raise BuildError(f"there is a GPU, but pyengine was built with CPU kernels only; with nvcc in PATH, run: {library.REBUILD}; "
-                     "or use --device cpu")
+    raise BuildError(
+        f"there is a GPU, but pyengine was built with CPU kernels only; with nvcc in PATH, run: {library.REBUILD}; "
+        "or use --device cpu"
+    )
 
 
 def _dtype_code(dtype: torch.dtype) -> int:

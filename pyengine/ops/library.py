@@ -19,7 +19,9 @@ from pyengine.errors import BuildError
 try:
     import torch
 except ImportError as error:
-    raise BuildError(f"pyengine needs torch>=2.11,<2.14, which cannot be imported ({error}); run: pip install 'torch>=2.11,<2.14'") from None
+    raise BuildError(
+        f"pyengine needs torch>=2.11,<2.14, which cannot be imported ({error}); run: pip install 'torch>=2.11,<2.14'"
+    ) from None
 
 MIN_TORCH, MAX_TORCH = (2, 11), (2, 14)  # the second is excluded
 REBUILD = "pip install --force-reinstall --no-deps . (in the source tree)"
@@ -48,7 +50,9 @@ def find_extension(package: Path, search_path: list[str]) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise BuildError(f"the compiled extension _C.so is neither in {package} nor in an installed pyengine; run: pip install . (in the source tree)")
+    raise BuildError(
+        f"the compiled extension _C.so is neither in {package} nor in an installed pyengine; run: pip install . (in the source tree)"
+    )
 
 
 def check_build(info: BuildInfo, path: Path, schema_source: Path) -> None:

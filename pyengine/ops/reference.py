@@ -125,11 +125,15 @@ def make_attention_buffers(
     return empty, empty
 
 
-def attention_plan(meta: AttentionMetadata, num_heads: int, num_kv_heads: int, head_dim: int, window: int, dtype: torch.dtype) -> None:
+def attention_plan(
+    meta: AttentionMetadata, num_heads: int, num_kv_heads: int, head_dim: int, window: int, dtype: torch.dtype
+) -> None:
     """The reference plans nothing."""
 
 
-def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0) -> Tensor:
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
+) -> Tensor:
     """Rows of padding tokens are zeros here; the ops leave them undefined."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     starts = meta.query_start.tolist()

@@ -29,7 +29,9 @@ class PagedCase:
         """The op's rows of live tokens."""
         num_heads, head_dim = self.q.shape[1:]
         ops.attention_plan(self.meta, num_heads, self.k_cache.shape[1], head_dim, window, self.q.dtype)
-        return ops.paged_attention(self.q, self.k_cache, self.v_cache, self.meta, self.scale, window)[: self.num_queries]
+        return ops.paged_attention(self.q, self.k_cache, self.v_cache, self.meta, self.scale, window)[
+            : self.num_queries
+        ]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Heads:
     head_dim: int = 64
 
 
-def empty_caches(num_blocks: int, block_size: int, heads: Heads, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+def empty_caches(
+    num_blocks: int, block_size: int, heads: Heads, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
     """K and V of NaN, [num_blocks, num_kv_heads, block_size, head_dim], as strided views of one arena that holds both."""
     shape = (num_blocks, 2, heads.num_kv_heads, block_size, heads.head_dim)
     arena = torch.full(shape, float("nan"), dtype=dtype, device=device)
@@ -47,7 +51,12 @@ def empty_caches(num_blocks: int, block_size: int, heads: Heads, dtype: torch.dt
 
 
 def paged_case(
-    lengths: list[tuple[int, int]], heads: Heads, dtype: torch.dtype, device: str, block_size: int = 16, num_padding: int = 0
+    lengths: list[tuple[int, int]],
+    heads: Heads,
+    dtype: torch.dtype,
+    device: str,
+    block_size: int = 16,
+    num_padding: int = 0,
 ) -> PagedCase:
     """``lengths`` holds (num_queries, seq_len) per sequence; ``num_padding`` rows of NaN follow the live queries."""
     num_blocks_of = [-(-seq_len // block_size) for _, seq_len in lengths]
@@ -55,7 +64,9 @@ def paged_case(
     k_cache, v_cache = empty_caches(num_blocks, block_size, heads, dtype, device)
     ids = torch.randperm(num_blocks).tolist()
     max_blocks = max(num_blocks_of, default=0) + 1
-    tables = torch.full((len(lengths) + 1, max_blocks), 2**30, dtype=torch.int32)  # an unowned entry must not be followed
+    tables = torch.full(
+        (len(lengths) + 1, max_blocks), 2**30, dtype=torch.int32
+    )  # an unowned entry must not be followed
     rows = torch.randperm(len(lengths) + 1)[: len(lengths)].to(torch.int32)
     for s, (_, seq_len) in enumerate(lengths):
         blocks = [ids.pop() for _ in range(num_blocks_of[s])]
@@ -74,7 +85,23 @@ def paged_case(
     seq_lens = torch.tensor([n for _, n in lengths], dtype=torch.int32)
     max_seq_len = max_blocks * block_size
     plan, workspace = ops.make_attention_buffers(
-        max(1, len(lengths)), max(1, num_tokens), max_seq_len, heads.num_heads, heads.num_kv_heads, heads.head_dim, dtype, device)
-    meta = AttentionMetadata(tables.to(device), rows.to(device), starts.to(device), seq_lens.to(device), num_tokens, max_seq_len,
-                             plan, workspace)
+        max(1, len(lengths)),
+        max(1, num_tokens),
+        max_seq_len,
+        heads.num_heads,
+        heads.num_kv_heads,
+        heads.head_dim,
+        dtype,
+        device,
+    )
+    meta = AttentionMetadata(
+        tables.to(device),
+        rows.to(device),
+        starts.to(device),
+        seq_lens.to(device),
+        num_tokens,
+        max_seq_len,
+        plan,
+        workspace,
+    )
     return PagedCase(q, k_cache, v_cache, meta, heads.head_dim**-0.5)

@@ -68,9 +68,18 @@ def test_linear():
 
 def test_rope_write_kv():
     caches = torch.zeros(2, 4, 2, 16, 64)
-    good = {"qkv": torch.zeros(3, 8 * 64), "positions": torch.zeros(3, dtype=torch.int32), "slot_mapping": torch.zeros(3, dtype=torch.int64),
-            "cos_sin": torch.zeros(9, 64), "k_cache": caches[0], "v_cache": caches[1], "num_heads": 4}
-    with refused("rope_write_kv: qkv must have the shape [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim=640], got [3, 512]"):
+    good = {
+        "qkv": torch.zeros(3, 8 * 64),
+        "positions": torch.zeros(3, dtype=torch.int32),
+        "slot_mapping": torch.zeros(3, dtype=torch.int64),
+        "cos_sin": torch.zeros(9, 64),
+        "k_cache": caches[0],
+        "v_cache": caches[1],
+        "num_heads": 4,
+    }
+    with refused(
+        "rope_write_kv: qkv must have the shape [num_tokens=3, (num_heads + 2 * num_kv_heads) * head_dim=640], got [3, 512]"
+    ):
         ops.rope_write_kv(**{**good, "num_heads": 6})
     with refused("rope_write_kv: slot_mapping must be int64, got int32"):
         ops.rope_write_kv(**{**good, "slot_mapping": good["positions"]})
@@ -86,7 +95,9 @@ def test_paged_attention():
     case = paged_case([(2, 20), (1, 5)], Heads(), F32, "cpu")
 
     def attend(q=case.q, window=0, **changes):
-        return ops.paged_attention(q, case.k_cache, case.v_cache, dataclasses.replace(case.meta, **changes), case.scale, window)
+        return ops.paged_attention(
+            q, case.k_cache, case.v_cache, dataclasses.replace(case.meta, **changes), case.scale, window
+        )
 
     with refused("paged_attention: q and the caches must have the same head_dim, got 32 and 64"):
         attend(q=torch.zeros(3, 4, 32))

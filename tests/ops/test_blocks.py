@@ -42,7 +42,10 @@ def test_copy_no_blocks(device):
 
 
 def test_swap_blocks_out_and_in(device):
-    on_device, on_host = arena(4, 6, device), torch.zeros(4, 3, 2, 16, 8, dtype=torch.bfloat16, pin_memory=device == "cuda")
+    on_device, on_host = (
+        arena(4, 6, device),
+        torch.zeros(4, 3, 2, 16, 8, dtype=torch.bfloat16, pin_memory=device == "cuda"),
+    )
     original = on_device.clone()
     ops.swap_blocks(on_host, on_device, torch.tensor([[5, 0], [1, 2]], dtype=torch.int32))
     on_device.zero_()
@@ -58,5 +61,8 @@ def test_swap_blocks_refuses_blocks_outside(device):
 
 def test_blocks_must_be_multiples_of_16_bytes(device):
     pairs = torch.zeros(1, 2, dtype=torch.int32, device=device)
-    with pytest.raises(RuntimeError, match="copy_blocks: arena must have blocks and strides that are multiples of 16 bytes, got blocks of 6"):
+    with pytest.raises(
+        RuntimeError,
+        match="copy_blocks: arena must have blocks and strides that are multiples of 16 bytes, got blocks of 6",
+    ):
         ops.copy_blocks(arena(2, 3, device, block=(1, 1, 3)), pairs)

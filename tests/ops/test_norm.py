@@ -22,7 +22,11 @@ def test_rms_norm(device, dtype, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rms_norm_with_residual(device, dtype, shape):
-    x, residual, weight = torch.randn(shape).to(device, dtype), torch.randn(shape).to(device, dtype), torch.randn(shape[1]).to(device, dtype)
+    x, residual, weight = (
+        torch.randn(shape).to(device, dtype),
+        torch.randn(shape).to(device, dtype),
+        torch.randn(shape[1]).to(device, dtype),
+    )
     summed = x + residual  # one rounding: exact
     actual = ops.rms_norm(x, weight, 1e-5, residual)
     assert same_bits(residual, summed)

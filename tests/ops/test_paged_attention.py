@@ -15,13 +15,21 @@ RAGGED = [1, BS - 1, BS, BS + 1, 2 * BS + 3]
 DECODES = [(1, n) for n in [*RAGGED, 255, 256, 257, 700]]
 PREFILLS = [(n, n) for n in RAGGED]
 CHUNKS = [(7, 20), (16, 300), (33, 280), (2, 2), (70, 513)]  # later chunks of a prompt
-CASES = {"decodes": DECODES, "prefills": PREFILLS, "chunks": CHUNKS, "mixed": [*CHUNKS[:3], *DECODES[:5], *PREFILLS[:2]], "one": [(1, 1)]}
+CASES = {
+    "decodes": DECODES,
+    "prefills": PREFILLS,
+    "chunks": CHUNKS,
+    "mixed": [*CHUNKS[:3], *DECODES[:5], *PREFILLS[:2]],
+    "one": [(1, 1)],
+}
 
 
 def truth_and_plain(case: PagedCase, window: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The float64 result of the same inputs, and what plain torch makes of them in their own dtype."""
     live = case.num_queries
-    truth = reference.paged_attention(case.q.double(), case.k_cache.double(), case.v_cache.double(), case.meta, case.scale, window)[:live]
+    truth = reference.paged_attention(
+        case.q.double(), case.k_cache.double(), case.v_cache.double(), case.meta, case.scale, window
+    )[:live]
     return truth, plain_attention(case, window)
 
 
@@ -32,9 +40,15 @@ def plain_attention(case: PagedCase, window: int) -> torch.Tensor:
     for s, seq_len in enumerate(meta.seq_lens.tolist()):
         begin, end = meta.query_start[s : s + 2].tolist()
         blocks = meta.block_tables[meta.table_rows[s]][: -(-seq_len // case.k_cache.shape[2])].long()
-        k, v = (c[blocks].transpose(1, 2).flatten(0, 1)[:seq_len].repeat_interleave(group, 1) for c in (case.k_cache, case.v_cache))
+        k, v = (
+            c[blocks].transpose(1, 2).flatten(0, 1)[:seq_len].repeat_interleave(group, 1)
+            for c in (case.k_cache, case.v_cache)
+        )
         scores = torch.einsum("qhd,khd->hqk", case.q[begin:end], k) * case.scale
-        at, key = torch.arange(seq_len - end + begin, seq_len, device=k.device)[:, None], torch.arange(seq_len, device=k.device)
+        at, key = (
+            torch.arange(seq_len - end + begin, seq_len, device=k.device)[:, None],
+            torch.arange(seq_len, device=k.device),
+        )
         hidden = (key > at) | ((key <= at - window) if window else False)
         rows.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v))
     return torch.cat(rows)
@@ -73,9 +87,18 @@ def alone(case: PagedCase, s: int, first: int, last: int, device: str) -> PagedC
     heads, head_dim = case.q.shape[1:]
     starts = torch.tensor([0, last - first], dtype=torch.int32, device=device)
     seq_lens = torch.tensor([seq_len], dtype=torch.int32, device=device)
-    buffers = ops.make_attention_buffers(1, last - first, meta.max_seq_len, heads, case.k_cache.shape[1], head_dim, case.q.dtype, device)
-    single = AttentionMetadata(meta.block_tables, meta.table_rows[s : s + 1].contiguous(), starts, seq_lens, last - first,
-                               meta.max_seq_len, *buffers)
+    buffers = ops.make_attention_buffers(
+        1, last - first, meta.max_seq_len, heads, case.k_cache.shape[1], head_dim, case.q.dtype, device
+    )
+    single = AttentionMetadata(
+        meta.block_tables,
+        meta.table_rows[s : s + 1].contiguous(),
+        starts,
+        seq_lens,
+        last - first,
+        meta.max_seq_len,
+        *buffers,
+    )
     return PagedCase(case.q[begin + first : begin + last], case.k_cache, case.v_cache, single, case.scale)
 
 
@@ -86,7 +109,9 @@ def test_sequence_does_not_depend_on_its_neighbours(device, dtype, window):
     whole = case.attend(window)
     for s, (num_queries, _) in enumerate(lengths):
         begin = int(case.meta.query_start[s])
-        assert same_bits(alone(case, s, 0, num_queries, device).attend(window), whole[begin : begin + num_queries]), f"sequence {s}"
+        assert same_bits(alone(case, s, 0, num_queries, device).attend(window), whole[begin : begin + num_queries]), (
+            f"sequence {s}"
+        )
 
 
 @pytest.mark.parametrize("lengths", [(70, 70), (40, 300), (80, 560)], ids=str)
@@ -99,7 +124,9 @@ def test_row_does_not_depend_on_chunking(device, dtype, lengths, window):
     for size in (1, 3, 16, 33):
         for first in range(0, num_queries, size):
             last = min(first + size, num_queries)
-            assert same_bits(alone(case, 0, first, last, device).attend(window), whole[first:last]), f"rows {first}..{last} of {size}"
+            assert same_bits(alone(case, 0, first, last, device).attend(window), whole[first:last]), (
+                f"rows {first}..{last} of {size}"
+            )
 
 
 def test_threads_do_not_matter():

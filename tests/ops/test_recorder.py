@@ -41,7 +41,9 @@ def test_program_keeps_its_temporaries_alive(problem):
     expected = y.clone()
     del packed, weight
     gc.collect()
-    ballast = [torch.full((4, n), float("nan"), dtype=torch.bfloat16) for n in (64, 128, 64, 128, 8192)]  # would take freed memory
+    ballast = [
+        torch.full((4, n), float("nan"), dtype=torch.bfloat16) for n in (64, 128, 64, 128, 8192)
+    ]  # would take freed memory
     program.replay()
     assert same_bits(y, expected) and all(b.isnan().all() for b in ballast)
 

@@ -14,7 +14,9 @@ MAX_POSITION = 200
 
 
 def table(rotary_dim, device):
-    angles = torch.outer(torch.arange(MAX_POSITION).double(), 10000.0 ** -(torch.arange(0, rotary_dim, 2).double() / rotary_dim))
+    angles = torch.outer(
+        torch.arange(MAX_POSITION).double(), 10000.0 ** -(torch.arange(0, rotary_dim, 2).double() / rotary_dim)
+    )
     return torch.cat((angles.cos(), angles.sin()), dim=1).float().to(device)
 
 
@@ -42,7 +44,10 @@ def test_against_reference(device, dtype, heads, has_norm, rotary_share):
 
     def expected(as_type):
         """The reference in ``as_type``: q, k cache, v cache."""
-        row, caches = before.to(as_type), [torch.full_like(cache, float("nan"), dtype=as_type) for cache in (k_cache, v_cache)]
+        row, caches = (
+            before.to(as_type),
+            [torch.full_like(cache, float("nan"), dtype=as_type) for cache in (k_cache, v_cache)],
+        )
         cast = [None if norm is None else norm.to(as_type) for norm in norms]
         reference.rope_write_kv(row, positions, slots, cos_sin, *caches, heads.num_heads, *cast, 1e-6)
         return row, *caches
@@ -65,8 +70,12 @@ def test_token_does_not_depend_on_the_batch(device, dtype):
     ops.rope_write_kv(whole, positions, slots, table(64, device), *caches, 4)
     single, single_caches = qkv.clone(), empty_caches(4, block_size, heads, dtype, device)
     for t in range(20):
-        ops.rope_write_kv(single[t : t + 1], positions[t : t + 1], slots[t : t + 1], table(64, device), *single_caches, 4)
-    assert same_bits(single, whole) and same_bits(single_caches[0], caches[0]) and same_bits(single_caches[1], caches[1])
+        ops.rope_write_kv(
+            single[t : t + 1], positions[t : t + 1], slots[t : t + 1], table(64, device), *single_caches, 4
+        )
+    assert (
+        same_bits(single, whole) and same_bits(single_caches[0], caches[0]) and same_bits(single_caches[1], caches[1])
+    )
 
 
 @pytest.mark.parametrize("block_size", [16, 64, 256])
@@ -76,7 +85,9 @@ def test_block_sizes_and_head_major_strides(device, dtype, block_size):
     positions, slots = step(9, 2, block_size, device)
     qkv = torch.randn(9, 8 * 64).to(device, dtype)
     caches = empty_caches(2, block_size, heads, dtype, device)
-    other = [torch.full((2, 2, block_size, 64), float("nan"), dtype=dtype, device=device).transpose(0, 1) for _ in range(2)]
+    other = [
+        torch.full((2, 2, block_size, 64), float("nan"), dtype=dtype, device=device).transpose(0, 1) for _ in range(2)
+    ]
     ops.rope_write_kv(qkv.clone(), positions, slots, table(64, device), *caches, 4)
     ops.rope_write_kv(qkv.clone(), positions, slots, table(64, device), *other, 4)
     assert same_bits(caches[0], other[0]) and same_bits(caches[1], other[1])

@@ -26,17 +26,30 @@ def step_tensors(device, rows, num_new, num_computed, offsets, num_tokens):
         last_tokens=ints([100, 101, 102, 103, 104, 105], device),
         block_tables=torch.randperm(NUM_ROWS * MAX_BLOCKS, dtype=torch.int32).view(NUM_ROWS, MAX_BLOCKS).to(device),
         block_size=BLOCK_SIZE,
-        rows=ints(rows, device), num_new_tokens=ints(num_new, device), num_computed=ints(num_computed, device),
-        prompt_offsets=ints(offsets, device), prompt_ids=torch.arange(5000, 5100, dtype=torch.int32).to(device),
-        query_start=out(num_seqs + 1), seq_lens=out(num_seqs), input_ids=out(num_tokens), positions=out(num_tokens),
-        slot_mapping=out(num_tokens, torch.int64), last_indices=out(num_seqs),
+        rows=ints(rows, device),
+        num_new_tokens=ints(num_new, device),
+        num_computed=ints(num_computed, device),
+        prompt_offsets=ints(offsets, device),
+        prompt_ids=torch.arange(5000, 5100, dtype=torch.int32).to(device),
+        query_start=out(num_seqs + 1),
+        seq_lens=out(num_seqs),
+        input_ids=out(num_tokens),
+        positions=out(num_tokens),
+        slot_mapping=out(num_tokens, torch.int64),
+        last_indices=out(num_seqs),
     )
 
 
 STEPS = [
-    ([4, 0, 2], [1, 1, 1], [33, 0, 127], [-1, -1, -1], 3),                 # decodes
-    ([5, 1], [17, 40], [0, 31], [0, 17], 57),                               # chunks of prompts
-    ([3, -1, 0, 5, -1], [1, 0, 20, 1, 0], [15, 0, 16, 63, 0], [-1, -1, 4, -1, -1], 32),  # mixed, with padding of both kinds
+    ([4, 0, 2], [1, 1, 1], [33, 0, 127], [-1, -1, -1], 3),  # decodes
+    ([5, 1], [17, 40], [0, 31], [0, 17], 57),  # chunks of prompts
+    (
+        [3, -1, 0, 5, -1],
+        [1, 0, 20, 1, 0],
+        [15, 0, 16, 63, 0],
+        [-1, -1, 4, -1, -1],
+        32,
+    ),  # mixed, with padding of both kinds
     ([-1], [0], [0], [-1], 4),
 ]
 
@@ -57,9 +70,20 @@ def test_reference_step_inputs_by_hand():
     t = step_tensors("cpu", [2, -1, 1], [1, 0, 3], [16, 0, 15], [-1, -1, 10], 6)
     reference.step_inputs(t)
     first, second = int(t.block_tables[1, 0]), int(t.block_tables[1, 1])
-    assert t.query_start.tolist() == [0, 1, 1, 4] and t.seq_lens.tolist() == [17, 0, 18] and t.last_indices.tolist() == [0, 0, 3]
+    assert (
+        t.query_start.tolist() == [0, 1, 1, 4]
+        and t.seq_lens.tolist() == [17, 0, 18]
+        and t.last_indices.tolist() == [0, 0, 3]
+    )
     assert t.input_ids.tolist() == [102, 5010, 5011, 5012, 0, 0] and t.positions.tolist() == [16, 15, 16, 17, 0, 0]
-    assert t.slot_mapping.tolist() == [int(t.block_tables[2, 1]) * 16, first * 16 + 15, second * 16, second * 16 + 1, -1, -1]
+    assert t.slot_mapping.tolist() == [
+        int(t.block_tables[2, 1]) * 16,
+        first * 16 + 15,
+        second * 16,
+        second * 16 + 1,
+        -1,
+        -1,
+    ]
 
 
 def test_store_tokens(device):
