@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA's words in plain C++: keywords, built-in variables, warp collectives, atomics and the device math in use here.
-// Included by simt.h alone. A function that is missing is added here, with the meaning the CUDA programming guide gives it.
+// Included by simt.h alone. What is missing is added here, with the meaning that the CUDA programming guide gives it.
 #pragma once
 #include <cstring>
 #include <limits>
@@ -26,7 +26,7 @@ constexpr int warpSize = 32;
 #define PE_SIMT_SITE(what) (::pe::simt::Site{what, file, line})
 #define PE_SIMT_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// ---- block -----------------------------------------------------------------------------------------------------------
+// ---- block ---------------------------------------------------------------------------------------------------------
 
 inline void __syncthreads(PE_SIMT_HERE) { ::pe::simt::barrier(PE_SIMT_SITE("__syncthreads"), false); }
 inline int __syncthreads_count(int predicate, PE_SIMT_HERE) {
@@ -44,7 +44,7 @@ inline void __threadfence_system() {}
 [[noreturn]] inline void __trap() { ::pe::simt::fail("__trap"); }
 inline void __nanosleep(unsigned) {}
 
-// ---- warp ------------------------------------------------------------------------------------------------------------
+// ---- warp ----------------------------------------------------------------------------------------------------------
 
 namespace pe::simt {
 
@@ -63,7 +63,9 @@ T shuffle(const Site& site, uint32_t mask, T value, int source) {
     for (int lane = 0; lane < 32; ++lane) {
       if (!(lanes >> lane & 1)) continue;
       const int from = static_cast<ShuffleArgs<T>*>(all[lane])->source;
-      if (!(lanes >> from & 1)) fail("shuffle: lane " + std::to_string(lane) + " reads lane " + std::to_string(from) + ", which the mask leaves out");
+      if (!(lanes >> from & 1))
+        fail("shuffle: lane " + std::to_string(lane) + " reads lane " + std::to_string(from) +
+             ", which the mask leaves out");
       result[lane] = static_cast<ShuffleArgs<T>*>(all[from])->value;
     }
     for (int lane = 0; lane < 32; ++lane) {
@@ -130,15 +132,16 @@ T __shfl_down_sync(unsigned mask, T x, unsigned delta, int width = 32, PE_SIMT_H
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, PE_SIMT_HERE) {
   const unsigned bit = predicate ? 1u << ::pe::simt::current_lane() : 0u;
-  return ::pe::simt::fold_lanes<unsigned>(PE_SIMT_SITE("__ballot_sync"), mask, bit, [](unsigned a, unsigned b) { return a | b; });
+  return ::pe::simt::fold_lanes<unsigned>(PE_SIMT_SITE("__ballot_sync"), mask, bit,
+                                          [](unsigned a, unsigned b) { return a | b; });
 }
 inline int __any_sync(unsigned mask, int predicate, PE_SIMT_HERE) {
   return ::pe::simt::fold_lanes<int>(PE_SIMT_SITE("__any_sync"), mask, predicate != 0 ? 1 : 0,
-                                [](int a, int b) { return a | b; });
+                                     [](int a, int b) { return a | b; });
 }
 inline int __all_sync(unsigned mask, int predicate, PE_SIMT_HERE) {
   return ::pe::simt::fold_lanes<int>(PE_SIMT_SITE("__all_sync"), mask, predicate != 0 ? 1 : 0,
-                                [](int a, int b) { return a & b; });
+                                     [](int a, int b) { return a & b; });
 }
 template <typename T>
 T __reduce_add_sync(unsigned mask, T x, PE_SIMT_HERE) {
@@ -153,10 +156,12 @@ T __reduce_max_sync(unsigned mask, T x, PE_SIMT_HERE) {
   return ::pe::simt::fold_lanes<T>(PE_SIMT_SITE("__reduce_max_sync"), mask, x, [](T a, T b) { return a < b ? b : a; });
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned x, PE_SIMT_HERE) {
-  return ::pe::simt::fold_lanes<unsigned>(PE_SIMT_SITE("__reduce_or_sync"), mask, x, [](unsigned a, unsigned b) { return a | b; });
+  return ::pe::simt::fold_lanes<unsigned>(PE_SIMT_SITE("__reduce_or_sync"), mask, x,
+                                          [](unsigned a, unsigned b) { return a | b; });
 }
 inline unsigned __reduce_and_sync(unsigned mask, unsigned x, PE_SIMT_HERE) {
-  return ::pe::simt::fold_lanes<unsigned>(PE_SIMT_SITE("__reduce_and_sync"), mask, x, [](unsigned a, unsigned b) { return a & b; });
+  return ::pe::simt::fold_lanes<unsigned>(PE_SIMT_SITE("__reduce_and_sync"), mask, x,
+                                          [](unsigned a, unsigned b) { return a & b; });
 }
 template <typename T>
 unsigned __match_any_sync(unsigned mask, T x, PE_SIMT_HERE) {
@@ -168,7 +173,7 @@ unsigned __match_any_sync(unsigned mask, T x, PE_SIMT_HERE) {
   return equal;
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------------------
 
 template <typename T>
 T __ldg(const T* p) {
@@ -203,7 +208,7 @@ T exchange(T* p, F f) {
   return old;
 }
 template <typename T>
-using Same = std::common_type_t<T>;  // no deduction from the operand: atomicAdd(&counter_u64, 1) takes the pointer's type
+using Same = std::common_type_t<T>;  // not deduced: in atomicAdd(&counter_u64, 1) the pointer gives the type
 }  // namespace pe::simt
 
 template <typename T>
@@ -246,10 +251,10 @@ inline unsigned atomicInc(unsigned* p, unsigned limit) {
   return ::pe::simt::exchange(p, [limit](unsigned old) { return old >= limit ? 0 : old + 1; });
 }
 
-// ---- arithmetic ------------------------------------------------------------------------------------------------------
+// ---- arithmetic ----------------------------------------------------------------------------------------------------
 
-// glibc declares but does not export some of these names, hence macros. Each stands for the accurate function: what the GPU
-// computes in fewer bits is compared with a tolerance anyway.
+// glibc declares but does not export some of these names, hence macros. Each stands for the accurate function: what the
+// GPU computes in fewer bits is compared with a tolerance anyway.
 #define __expf(x) ::expf(x)
 #define __exp10f(x) ::powf(10.0f, x)
 #define __logf(x) ::logf(x)
@@ -330,8 +335,8 @@ inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned shift) {
   return static_cast<unsigned>((uint64_t{hi} << 32 | lo) >> (shift & 31));
 }
 
-#define PE_SIMT_MIN_MAX(T)                                \
-  inline T min(T a, T b) { return b < a ? b : a; }        \
+#define PE_SIMT_MIN_MAX(T)                         \
+  inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }
 PE_SIMT_MIN_MAX(int)
 PE_SIMT_MIN_MAX(unsigned)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Each __shared__ variable is a static in a linker section of its own (one common section would mix template and plain
-// functions, which the compiler refuses). Section headers are not loaded with the program, so they are read from its file.
+// functions, which the compiler refuses). Section headers are not loaded with the program, so they are read from its
+// file.
 #include "simt/shared_sections.h"
 
 #include <elf.h>

@@ -16,8 +16,8 @@
 
 #include "simt/shared_sections.h"
 
-// Saves the callee-saved registers and the stack pointer of the running fiber, and continues the other one. ucontext would
-// do the same with a system call per switch for the signal mask.
+// Saves the callee-saved registers and the stack pointer of the running fiber, and continues the other one. ucontext
+// would do the same with a system call per switch for the signal mask.
 extern "C" void pe_simt_switch(void** save_sp, void* load_sp);
 asm(R"(
 .text
@@ -46,7 +46,7 @@ namespace pe::simt {
 namespace {
 
 constexpr size_t kPageBytes = 4096;
-constexpr size_t kStackBytes = 256 << 10;  // virtual; only touched pages cost memory
+constexpr size_t kStackBytes = 256 << 10;    // virtual; only touched pages cost memory
 constexpr size_t kMaxSmemBytes = 227 << 10;  // what an H100 block may have
 constexpr size_t kCanaryBytes = 256;
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
@@ -70,7 +70,7 @@ struct Fiber {
   void* args = nullptr;
   Resolve resolve = nullptr;
   int barrier_result = 0;
-  std::vector<Copy> copies;          // issued, not yet delivered
+  std::vector<Copy> copies;         // issued, not yet delivered
   std::vector<size_t> copy_groups;  // sizes of the committed groups, oldest first
 };
 
@@ -132,9 +132,7 @@ uint64_t next_random(Machine& m) {  // xorshift64*
 std::string text_of(const uint3& v) {
   return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
 }
-std::string text_of(const Site& s) {
-  return std::string(s.what) + " (" + s.file + ":" + std::to_string(s.line) + ")";
-}
+std::string text_of(const Site& s) { return std::string(s.what) + " (" + s.file + ":" + std::to_string(s.line) + ")"; }
 
 bool same_site(const Site& a, const Site& b) {
   return a.line == b.line && std::string(a.what) == b.what && std::string(a.file) == b.file;
@@ -168,9 +166,9 @@ void fiber_main() {
 void start_fiber(Fiber& f, const GuardedPages& stack) {
   ASAN_UNPOISON_MEMORY_REGION(stack.begin(), stack.end() - stack.begin());  // a Fault leaves frames that never return
   auto** top = reinterpret_cast<void**>(stack.end());
-  *--top = nullptr;                                    // fiber_main's return address, never used
-  *--top = reinterpret_cast<void*>(&fiber_main);       // what the first switch returns to
-  for (int i = 0; i < 6; ++i) *--top = nullptr;        // the six registers that it pops
+  *--top = nullptr;                               // fiber_main's return address, never used
+  *--top = reinterpret_cast<void*>(&fiber_main);  // what the first switch returns to
+  for (int i = 0; i < 6; ++i) *--top = nullptr;   // the six registers that it pops
   f.sp = top;
 }
 
@@ -180,10 +178,11 @@ void resume(Fiber& f) {
   threadIdx = f.index;
   pe_simt_switch(&m.scheduler_sp, f.sp);
   if (!m.faulted) return;
-  throw Fault(std::string(m.grid->op) + ": block " + text_of(blockIdx) + " thread " + text_of(f.index) + ": " + m.fault);
+  throw Fault(std::string(m.grid->op) + ": block " + text_of(blockIdx) + " thread " + text_of(f.index) + ": " +
+              m.fault);
 }
 
-// ---- one block -------------------------------------------------------------------------------------------------------
+// ---- one block -----------------------------------------------------------------------------------------------------
 
 void prepare_threads(Machine& m, const dim3& block) {
   m.num_threads = static_cast<int>(block.x * block.y * block.z);
@@ -277,7 +276,7 @@ void check_grid(const Grid& g) {
                std::to_string(kMaxSmemBytes));
 }
 
-// ---- a wild access says where it happened ----------------------------------------------------------------------------
+// ---- a wild access says where it happened --------------------------------------------------------------------------
 
 void on_bad_access(int, siginfo_t* info, void*) {
   const Machine& m = machine();
@@ -296,7 +295,7 @@ void on_bad_access(int, siginfo_t* info, void*) {
 
 // Reports on its own stack, because the fiber's may be what overflowed. A debugger's or sanitizer's handler stays.
 void watch_bad_accesses() {
-  struct sigaction old {};
+  struct sigaction old{};
   sigaction(SIGSEGV, nullptr, &old);
   if (old.sa_handler != SIG_DFL) return;
   static unsigned char handler_stack[64 << 10];
@@ -304,7 +303,7 @@ void watch_bad_accesses() {
   stack.ss_sp = handler_stack;
   stack.ss_size = sizeof handler_stack;
   sigaltstack(&stack, nullptr);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_bad_access;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigaction(SIGSEGV, &action, nullptr);
@@ -342,7 +341,7 @@ void fail(const std::string& text) {
   std::abort();  // the scheduler throws and drops the block's fibers
 }
 
-// ---- collectives -----------------------------------------------------------------------------------------------------
+// ---- collectives ---------------------------------------------------------------------------------------------------
 
 int barrier(const Site& site, bool predicate) {
   Machine& m = machine();
@@ -371,7 +370,8 @@ int barrier(const Site& site, bool predicate) {
 void warp_collective(const Site& site, uint32_t mask, void* args, Resolve resolve) {
   Machine& m = machine();
   Fiber& me = *m.current;
-  if (!(mask >> me.lane & 1)) fail(text_of(site) + ": lane " + std::to_string(me.lane) + " calls but is not in the mask");
+  if (!(mask >> me.lane & 1))
+    fail(text_of(site) + ": lane " + std::to_string(me.lane) + " calls but is not in the mask");
   me.site = site;
   me.mask = mask;
   me.args = args;
@@ -410,13 +410,15 @@ int current_lane() { return machine().current->lane; }
 
 void* dynamic_smem() { return machine().smem; }
 
-// ---- cp.async --------------------------------------------------------------------------------------------------------
+// ---- cp.async ------------------------------------------------------------------------------------------------------
 
-// The destination is poisoned at once and filled at the wait: both are moments at which the hardware may write, and between
-// them nobody may read.
+// The destination is poisoned at once and filled at the wait: both are moments at which the hardware may write, and
+// between them nobody may read.
 void cp_async(void* smem, const void* global, int bytes, int valid_bytes) {
-  if (reinterpret_cast<uintptr_t>(smem) % static_cast<unsigned>(bytes) != 0) fail("cp.async: misaligned shared address");
-  if (reinterpret_cast<uintptr_t>(global) % static_cast<unsigned>(bytes) != 0) fail("cp.async: misaligned global address");
+  if (reinterpret_cast<uintptr_t>(smem) % static_cast<unsigned>(bytes) != 0)
+    fail("cp.async: misaligned shared address");
+  if (reinterpret_cast<uintptr_t>(global) % static_cast<unsigned>(bytes) != 0)
+    fail("cp.async: misaligned global address");
   std::memset(smem, kPoison, static_cast<size_t>(bytes));
   machine().current->copies.push_back({smem, global, bytes, valid_bytes});
 }
@@ -440,7 +442,7 @@ void cp_async_wait(int pending_groups) {
   }
 }
 
-// ---- tensor core fragments (layouts: cuda/common/mma.cuh) ------------------------------------------------------------
+// ---- tensor core fragments (layouts: cuda/common/mma.cuh) ----------------------------------------------------------
 
 namespace {
 

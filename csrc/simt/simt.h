@@ -2,10 +2,11 @@
 // A CUDA block on one CPU thread: the emulator under which the kernels' own source is tested without a GPU.
 //
 // Each CUDA thread is a fiber with a stack of its own. Fibers run one at a time and give way only in a collective
-// (__syncthreads, a warp's shuffle or vote, ldmatrix, mma), blocks run one after another. What a GPU would do in any order
-// therefore happens here in a chosen order: forward, reverse or pseudo-random. A result that changes with the order is a
-// missing barrier. Further traps: shared memory starts as NaN, cp.async delivers only in cp_async_wait, dynamic shared memory
-// ends at an unmapped page, and a collective that some named thread never reaches is a Fault that lists who waits where.
+// (__syncthreads, a warp's shuffle or vote, ldmatrix, mma), blocks run one after another. What a GPU would do in any
+// order therefore happens here in a chosen order: forward, reverse or pseudo-random. A result that changes with the
+// order is a missing barrier. Further traps: shared memory starts as NaN, cp.async delivers only in cp_async_wait,
+// dynamic shared memory ends at an unmapped page, and a collective that some named thread never reaches is a Fault that
+// lists who waits where.
 //
 // Not modelled: timing, weak memory order, spinning on other blocks, clusters, textures. Not thread safe.
 #pragma once
@@ -49,7 +50,7 @@ struct Grid {
 };
 void run_grid(const Grid& grid, const std::function<void()>& thread_body);
 
-// ---- called by the threads of a kernel -------------------------------------------------------------------------------
+// ---- called by the threads of a kernel -----------------------------------------------------------------------------
 
 [[noreturn]] void fail(const std::string& text);
 

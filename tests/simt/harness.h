@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernel tests share: checks that count, buffers with guard bytes, deterministic numbers, and every thread order.
+// What the kernel tests share: checks that count, buffers with guard bytes, deterministic numbers, and every thread
+// order.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -17,16 +18,16 @@ namespace pe::test {
 
 inline int num_failed = 0, num_checked = 0;
 
-#define EXPECT(condition, ...)                                                        \
-  do {                                                                                \
-    ++::pe::test::num_checked;                                                        \
-    if (!(condition)) {                                                               \
-      if (++::pe::test::num_failed <= 20) {                                           \
-        std::printf("%s:%d: %s is false; ", __FILE__, __LINE__, #condition);          \
-        std::printf("" __VA_ARGS__);                                                  \
-        std::printf("\n");                                                            \
-      }                                                                               \
-    }                                                                                 \
+#define EXPECT(condition, ...)                                               \
+  do {                                                                       \
+    ++::pe::test::num_checked;                                               \
+    if (!(condition)) {                                                      \
+      if (++::pe::test::num_failed <= 20) {                                  \
+        std::printf("%s:%d: %s is false; ", __FILE__, __LINE__, #condition); \
+        std::printf("" __VA_ARGS__);                                         \
+        std::printf("\n");                                                   \
+      }                                                                      \
+    }                                                                        \
   } while (0)
 
 inline int report(const char* name) {
@@ -104,7 +105,8 @@ constexpr DType dtype_of() {
   return std::is_same_v<T, float> ? DType::kF32 : std::is_same_v<T, __half> ? DType::kF16 : DType::kBF16;
 }
 
-// Spacing of T relative to the value: a result computed in fp32 and rounded once is within half of it, plus fp32's own error.
+// Spacing of T relative to the value: a result computed in fp32 and rounded once is within half of it, plus fp32's own
+// error.
 template <typename T>
 constexpr double ulp() {
   return std::is_same_v<T, float> ? 1.2e-7 : std::is_same_v<T, __half> ? 9.8e-4 : 7.9e-3;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// cp.async: 16 bytes from global to shared memory without passing through registers (PTX ISA, "cp.async"; sm_80 and up).
+// cp.async: 16 bytes from global to shared memory without passing through registers (PTX ISA, "cp.async"; sm_80 up).
 //
-// A thread issues copies, closes them into a group with commit, and waits until at most N of its groups are still on their
-// way. Its own data is then visible to itself; __syncthreads makes it visible to the block.
+// A thread issues copies, closes them into a group with commit, and waits until at most N of its groups are still on
+// their way. Its own data is then visible to itself; __syncthreads makes it visible to the block.
 #pragma once
 #include "cuda/common/device.cuh"
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one header through which kernels see CUDA. Under nvcc it is CUDA itself; under PE_SIMT it is the CPU emulator of
-// csrc/simt, so that the same .cu file is compiled by g++ and its indices, barriers and fragments are tested without a GPU.
+// csrc/simt, so that the same .cu file is compiled by g++ and its indices, barriers and fragments are tested on the
+// CPU.
 //
 // Three things differ from plain CUDA, so that both compilers read the same text:
 //   * dynamic shared memory is taken with PE_DYNAMIC_SMEM(type, name), 128-byte aligned;
@@ -16,8 +17,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define PE_DYNAMIC_SMEM(type, name)                                  \
-  extern __shared__ __align__(128) unsigned char pe_dynamic_smem[];  \
+#define PE_DYNAMIC_SMEM(type, name)                                 \
+  extern __shared__ __align__(128) unsigned char pe_dynamic_smem[]; \
   type* const name = reinterpret_cast<type*>(pe_dynamic_smem)
 #endif
 

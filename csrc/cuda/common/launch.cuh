@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The only way a kernel is started. An empty grid starts nothing; an error becomes a pe::Error that names the op.
 //
-// `overlap` is the seam for programmatic dependent launch (sm_90): the kernel may start while its predecessor in the stream
-// drains, and must call wait_for_predecessor() before it touches what that one wrote.
+// `overlap` is the seam for programmatic dependent launch (sm_90): the kernel may start while its predecessor in the
+// stream drains, and must call wait_for_predecessor() before it touches what that one wrote.
 #pragma once
 #include <mutex>
 #include <set>
@@ -16,7 +16,7 @@ struct LaunchConfig {
   dim3 grid, block;
   size_t smem_bytes = 0;  // dynamic shared memory
   Stream stream = nullptr;
-  const char* op = "";    // named in errors
+  const char* op = "";  // named in errors
   bool overlap = false;
 };
 
@@ -56,7 +56,8 @@ inline void allow_smem(const char* op, const void* kernel, size_t bytes) {
   constexpr size_t kFreeBytes = 48 << 10;
   if (bytes <= kFreeBytes) return;
   static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> allowed;
+  using KernelOnDevice = std::pair<const void*, int>;
+  static std::set<KernelOnDevice> allowed;
   int device = 0;
   check_cuda(op, cudaGetDevice(&device));
   const std::lock_guard<std::mutex> lock(mutex);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reductions over one block of kThreads threads (1-D, a multiple of 32): a butterfly in each warp, then one over the warps'
-// results, so the order of a sum depends on kThreads alone. Every thread gets the result, with the same bits.
+// Reductions over one block of kThreads threads (1-D, a multiple of 32): a butterfly in each warp, then one over the
+// warps' results, so the order of a sum depends on kThreads alone. Every thread gets the result, with the same bits.
 //
 // `scratch` is shared memory for one value per warp. Each call ends behind its only barrier: before the same scratch is
 // used a second time, the block must have passed another barrier (or use a second scratch).

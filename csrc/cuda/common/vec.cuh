@@ -103,8 +103,8 @@ void dispatch_dtype(const char* op, DType dtype, Body&& body) {
 inline void check_aligned16(const char* op, const char* name, const void* p, int64_t stride, DType dtype) {
   PE_CHECK(op, reinterpret_cast<uintptr_t>(p) % 16 == 0, std::string(name) + " must be 16-byte aligned");
   PE_CHECK(op, stride * static_cast<int64_t>(size_of(dtype)) % 16 == 0,
-           std::string(name) + "_stride must be a multiple of 16 bytes, got " + std::to_string(stride) + " elements of " +
-               name_of(dtype));
+           std::string(name) + "_stride must be a multiple of 16 bytes, got " + std::to_string(stride) +
+               " elements of " + name_of(dtype));
 }
 
 }  // namespace pe::cuda

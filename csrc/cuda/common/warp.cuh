@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reductions inside one warp. Butterflies, so that every lane ends with the same bits and the order of the sum is fixed by
-// the width alone: lanes whose indices differ in one bit are added, from the highest bit down.
+// Reductions inside one warp. Butterflies, so that every lane ends with the same bits and the order of the sum is fixed
+// by the width alone: lanes whose indices differ in one bit are added, from the highest bit down.
 #pragma once
 #include "cuda/common/device.cuh"
 

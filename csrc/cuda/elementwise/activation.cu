@@ -14,7 +14,7 @@ namespace {
 constexpr const char* kOp = "silu_mul";
 constexpr int kMaxThreads = 256;
 
-// e^-g overflows to inf for g < -88, and g / inf is the right limit, 0; the quotient's last bit is lost in the rounding to T.
+// e^-g overflows to inf for g < -88, and g / inf is the right limit, 0. The quotient's last bits are lost in rounding.
 __device__ __forceinline__ float silu(float g) { return __fdividef(g, 1.0f + __expf(-g)); }
 
 template <typename T>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // RMSNorm with an optional residual addition in front.
-// x[rows, cols] (+ residual[rows, cols], rewritten) and weight[cols] -> out[rows, cols]; rows contiguous inside, 16-byte aligned
-// grid: one CTA per row (rows of up to 128 vectors: one warp per row, 4 rows per CTA) · no shared memory but one float per warp
+// x[rows, cols] (+ residual[rows, cols], rewritten) and weight[cols] -> out[rows, cols]; rows 16-byte aligned
+// grid: one CTA per row; rows of up to 128 vectors: one warp per row, 4 rows per CTA · smem: one float per warp
 // tile: the whole row in registers, up to 4 vectors of 16 bytes per thread; read once, written once
 // traffic: rows * cols * 2 elements (4 with residual), weights from the L2; ~4 flop per element -> HBM-bound
 // floor: 256 x 4096 bf16 with residual: 8.4 MB = 2.8 us at 3.0 TB/s; 8192 x 576: 37.7 MB = 12.6 us; not yet measured

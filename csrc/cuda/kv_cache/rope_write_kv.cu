@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What happens to q, k and v between their projection and attention: QK-norm, RoPE and the write into the KV cache.
-// qkv[T, (H + 2 HK) * D] (q rewritten), positions[T], slot_mapping[T], cos_sin[P, R] -> k, v cache; slot -1: token skipped
-// grid (T, ceil(heads / heads per CTA)), heads = H + 2 HK · block 128 · tile: one head by `lanes` threads, 2 vectors each
+// qkv[T, (H + 2 HK) * D] (q rewritten), positions[T], slots[T] (-1: skipped), cos_sin[P, R] -> k, v cache
+// grid (T, ceil((H + 2 HK) / heads per CTA)) · block 128 · tile: one head by D / 2 / vector threads, 2 vectors each
 // traffic: T * (2 H + 4 HK) * D elements, cos_sin through the L1 -> HBM-bound, at decode sizes launch-bound
 // floor: T=8192, H=32, HK=8, D=128, bf16: 201 MB = 67 us at 3.0 TB/s; not yet measured
 //
-// A lane of a head holds two vectors: of the rotated part one of the first half and its partner of the second, so that the
-// rotation stays inside the thread; of the rest two neighbours. The norm's sum runs over a thread's two vectors, then
-// over the head's lanes: its order depends on head_dim and rotary_dim alone.
+// A lane of a head holds two vectors: of the rotated part one of the first half and its partner of the second, so that
+// the rotation stays inside the thread; of the rest two neighbours. The norm's sum runs over a thread's two vectors,
+// then over the head's lanes: its order depends on head_dim and rotary_dim alone.
 #include "cuda/common/launch.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/common/warp.cuh"
@@ -164,11 +164,9 @@ void rope_write_kv(const RopeWriteKvParams& p, Stream stream) {
   check(p);
   int block_shift = 0;
   while ((1 << block_shift) < p.kv.block_size) ++block_shift;
-  const Args args{p.qkv,           p.positions,       p.slot_mapping,    p.cos_sin,
-                  p.q_norm,        p.k_norm,          p.kv.k,            p.kv.v,
-                  p.qkv_stride,    p.kv.block_stride, p.kv.head_stride,  p.kv.token_stride,
-                  block_shift,     p.num_heads,       p.kv.num_kv_heads, p.kv.head_dim,
-                  p.rotary_dim,    p.norm_eps};
+  const Args args{p.qkv,       p.positions, p.slot_mapping,    p.cos_sin,         p.q_norm,         p.k_norm,
+                  p.kv.k,      p.kv.v,      p.qkv_stride,      p.kv.block_stride, p.kv.head_stride, p.kv.token_stride,
+                  block_shift, p.num_heads, p.kv.num_kv_heads, p.kv.head_dim,     p.rotary_dim,     p.norm_eps};
   dispatch_dtype(kOp, p.dtype, [&](auto t) { launch_for_head_dim<decltype(t)>(args, p.num_tokens, stream); });
 }
 

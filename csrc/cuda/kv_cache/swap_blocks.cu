@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole blocks between the device arena and a pinned host arena, by the copy engines: no kernel, no SM, host pairs.
-// Neighbouring pairs (s, d), (s + 1, d + 1) whose blocks touch on both sides become one copy, and up to kBatch copies go to
-// the driver in one call where the toolkit has cudaMemcpyBatchAsync.
 // traffic: num_pairs * num_parts * block_bytes over PCIe; floor: 55 GB/s on Gen5 x16, large copies; not yet measured
+//
+// Neighbouring pairs (s, d), (s + 1, d + 1) whose blocks touch on both sides become one copy, and up to kBatch copies
+// go to the driver in one call where the toolkit has cudaMemcpyBatchAsync.
 #include "cuda/common/launch.cuh"
 #include "pe/kv_cache.h"
 
@@ -39,7 +40,8 @@ class CopyBatch {
       cudaMemcpyAttributes attributes{};
       attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
       size_t first = 0;
-      PE_CHECK_CUDA(cudaMemcpyBatchAsync(dst_, src_, bytes_, static_cast<size_t>(count), &attributes, &first, 1, stream_));
+      PE_CHECK_CUDA(
+          cudaMemcpyBatchAsync(dst_, src_, bytes_, static_cast<size_t>(count), &attributes, &first, 1, stream_));
       return;
     }
 #endif
@@ -68,7 +70,8 @@ void swap_blocks(const SwapBlocksParams& p, Stream stream) {
     for (int64_t i = 0, run = 1; i < p.num_pairs; i += run) {
       const int32_t* pair = p.pairs + 2 * i;
       run = 1;
-      while (dense && i + run < p.num_pairs && pair[2 * run] == pair[0] + run && pair[2 * run + 1] == pair[1] + run) ++run;
+      while (dense && i + run < p.num_pairs && pair[2 * run] == pair[0] + run && pair[2 * run + 1] == pair[1] + run)
+        ++run;
       copies.add(dst + pair[1] * p.dst_block_stride_bytes, src + pair[0] * p.src_block_stride_bytes,
                  static_cast<size_t>(run * p.block_bytes));
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inputs of one forward pass, from the step's description and the persistent rows; all metadata stays on the device.
+// The inputs of one forward pass from the step's description and the persistent rows; metadata never leaves the device.
 // rows, num_new_tokens, num_computed, prompt_offsets [S] -> query_start[S + 1], seq_lens[S], last_indices[S],
 // input_ids, positions, slot_mapping [T]; padding as in pe/step_inputs.h
 // grid ceil(T / 1024), by the upper bound T alone · block 256 · smem S + 1 ints
 // traffic: S * 16 bytes per CTA (from the L2), T * 16 bytes written -> launch-bound; not yet measured
 //
-// Every CTA scans all S sequences for itself: 4 KiB of L2 reads for 256 of them cost less than a second kernel or a wait
-// between CTAs. Then each token finds its sequence by bisection in shared memory.
+// Every CTA scans all S sequences for itself: 4 KiB of L2 reads for 256 of them cost less than a second kernel or a
+// wait between CTAs. Then each token finds its sequence by bisection in shared memory.
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/elementwise/gather.cuh"
@@ -131,12 +131,14 @@ void update_block_tables(const UpdateBlockTablesParams& p, Stream stream) {
 void gather_rows(const GatherRowsParams& p, Stream stream) {
   constexpr const char* kOp = "gather_rows";
   const auto bytes = static_cast<int64_t>(size_of(p.dtype));
-  PE_CHECK(kOp, p.cols > 0 && p.cols * bytes % 16 == 0,
-           "a row must be a positive multiple of 16 bytes, got cols " + std::to_string(p.cols) + " of " + name_of(p.dtype));
+  PE_CHECK(
+      kOp, p.cols > 0 && p.cols * bytes % 16 == 0,
+      "a row must be a positive multiple of 16 bytes, got cols " + std::to_string(p.cols) + " of " + name_of(p.dtype));
   check_aligned16(kOp, "out", p.out, p.out_stride, p.dtype);
   check_aligned16(kOp, "x", p.x, p.x_stride, p.dtype);
-  const Gather rows{p.out, p.x, p.indices, int64_t{1} << 31, p.out_stride * bytes, p.x_stride * bytes,
-                    static_cast<int>(p.cols * bytes / 16)};
+  constexpr int64_t kAnyRow = int64_t{1} << 31;
+  const Gather rows{
+      p.out, p.x, p.indices, kAnyRow, p.out_stride * bytes, p.x_stride * bytes, static_cast<int>(p.cols * bytes / 16)};
   gather(kOp, rows, p.num_indices, stream);
 }
 

@@ -106,7 +106,8 @@ void test_rms_norm_batch_invariance() {
 void test_rms_norm_errors() {
   Buffer<float> x(64);
   RmsNormParams p{x.data(), x.data(), nullptr, x.data(), 1, 12, 16, 16, 0, 1e-6f, DType::kF32};
-  EXPECT(contains(error_of([&] { cuda::rms_norm(p, nullptr); }), "rms_norm: cols must be a positive multiple of 8, got 12"));
+  EXPECT(contains(error_of([&] { cuda::rms_norm(p, nullptr); }),
+                  "rms_norm: cols must be a positive multiple of 8, got 12"));
   p.cols = 16;
   p.x_stride = 18;
   EXPECT(contains(error_of([&] { cuda::rms_norm(p, nullptr); }), "x_stride must be a multiple of 16 bytes, got 18"));
@@ -156,7 +157,8 @@ void test_silu_mul() {
       run_silu_mul<T>(2, 4104, 16);
     });
   });
-  EXPECT(contains(error_of([] { cuda::silu_mul({nullptr, nullptr, 1, 4, 4, 8, DType::kF32}, nullptr); }), "silu_mul: cols"));
+  EXPECT(contains(error_of([] { cuda::silu_mul({nullptr, nullptr, 1, 4, 4, 8, DType::kF32}, nullptr); }),
+                  "silu_mul: cols"));
 }
 
 template <typename T>
@@ -188,7 +190,8 @@ void test_embedding() {
       run_embedding<T>(4104, 16);
     });
   });
-  EXPECT(contains(error_of([] { cuda::embedding({nullptr, nullptr, nullptr, 1, 1, 6, 8, DType::kBF16}, nullptr); }), "embedding: a row"));
+  EXPECT(contains(error_of([] { cuda::embedding({nullptr, nullptr, nullptr, 1, 1, 6, 8, DType::kBF16}, nullptr); }),
+                  "embedding: a row"));
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ Step make_step(int num_seqs, int block_size, Mix mix, uint64_t seed) {
   }
   std::vector<int32_t> free_rows(static_cast<size_t>(s.num_rows));
   for (int i = 0; i < s.num_rows; ++i) free_rows[static_cast<size_t>(i)] = i;
-  for (int i = s.num_rows - 1; i > 0; --i) std::swap(free_rows[static_cast<size_t>(i)], free_rows[static_cast<size_t>(random.below(i + 1))]);
+  for (int i = s.num_rows - 1; i > 0; --i)
+    std::swap(free_rows[static_cast<size_t>(i)], free_rows[static_cast<size_t>(random.below(i + 1))]);
   for (int i = 0; i < num_seqs; ++i) {
     const bool padding = random.below(5) == 0;
     const bool decode = mix == Mix::kDecode || (mix == Mix::kMixed && random.below(2) == 0);
@@ -82,7 +83,8 @@ void run_step(Step s, int64_t extra) {
     EXPECT(last[i] == (count == 0 ? 0 : t + count - 1), "sequence %ld: %d", i, last[i]);
     for (int j = 0; j < count; ++j, ++t) {
       const int offset = s.prompt_offsets[u], position = s.num_computed[u] + j;
-      const int32_t id = offset < 0 ? s.last_tokens[static_cast<size_t>(row)] : s.prompt_ids[static_cast<size_t>(offset + j)];
+      const int32_t id =
+          offset < 0 ? s.last_tokens[static_cast<size_t>(row)] : s.prompt_ids[static_cast<size_t>(offset + j)];
       const int64_t block = s.block_tables[static_cast<size_t>(row * (kMaxBlocks + 1) + position / s.block_size)];
       EXPECT(ids[t] == id, "token %ld: id %d not %d", t, ids[t], id);
       EXPECT(positions[t] == position, "token %ld: position %d not %d", t, positions[t], position);
@@ -106,7 +108,8 @@ void test_step_inputs() {
   }
   StepInputsParams p;
   p.num_seqs = 40000;
-  EXPECT(contains(error_of([&] { cuda::step_inputs(p, nullptr); }), "step_inputs: num_seqs must be 0 .. 32768, got 40000"));
+  EXPECT(contains(error_of([&] { cuda::step_inputs(p, nullptr); }),
+                  "step_inputs: num_seqs must be 0 .. 32768, got 40000"));
 }
 
 void test_store_tokens() {
@@ -150,10 +153,12 @@ void run_gather(int64_t cols) {
   Buffer<T> x(kRows * (cols + kPadding)), out(n * (cols + 2 * kPadding));
   Random random(2);
   for (int64_t i = 0; i < x.size(); ++i) x[i] = from_float<T>(random.uniform());
-  cuda::gather_rows({out.data(), x.data(), indices.data(), n, cols, cols + 2 * kPadding, cols + kPadding, dtype_of<T>()}, nullptr);
+  cuda::gather_rows(
+      {out.data(), x.data(), indices.data(), n, cols, cols + 2 * kPadding, cols + kPadding, dtype_of<T>()}, nullptr);
   for (int64_t r = 0; r < n; ++r) {
     const T* from = x.data() + indices[static_cast<size_t>(r)] * (cols + kPadding);
-    EXPECT(std::memcmp(out.data() + r * (cols + 2 * kPadding), from, static_cast<size_t>(cols) * sizeof(T)) == 0, "row %ld", r);
+    EXPECT(std::memcmp(out.data() + r * (cols + 2 * kPadding), from, static_cast<size_t>(cols) * sizeof(T)) == 0,
+           "row %ld", r);
     EXPECT(out.untouched(r * (cols + 2 * kPadding) + cols, 2 * kPadding));
   }
   EXPECT(out.guards_intact());
@@ -166,7 +171,8 @@ void test_gather_rows() {
       run_gather<decltype(t)>(4096);
     });
   });
-  EXPECT(contains(error_of([] { cuda::gather_rows({nullptr, nullptr, nullptr, 1, 6, 8, 8, DType::kF32}, nullptr); }), "gather_rows: a row"));
+  EXPECT(contains(error_of([] { cuda::gather_rows({nullptr, nullptr, nullptr, 1, 6, 8, 8, DType::kF32}, nullptr); }),
+                  "gather_rows: a row"));
 }
 
 }  // namespace

@@ -107,8 +107,8 @@ struct RopeFixture {
 template <typename T>
 void check_head(const T* got, const std::vector<double>& expected, const char* what, int64_t t, int64_t h) {
   for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT(close(got[i], expected[i]), "%s %s token %ld head %ld element %zu: %f not %f", name_of(dtype_of<T>()), what, t, h,
-           i, to_float(got[i]), expected[i]);
+    EXPECT(close(got[i], expected[i]), "%s %s token %ld head %ld element %zu: %f not %f", name_of(dtype_of<T>()), what,
+           t, h, i, to_float(got[i]), expected[i]);
   }
 }
 
@@ -137,11 +137,13 @@ void run_rope(const RopeCase& c) {
     EXPECT(std::memcmp(row + kv_at, row_before + kv_at, static_cast<size_t>(f.qkv_stride - kv_at) * sizeof(T)) == 0,
            "k and v of token %ld stay as they were in qkv", t);
     for (int64_t h = 0; h < c.num_kv_heads; ++h) {
-      const int64_t at = slot / c.block_size * f.block_stride + h * p.kv.head_stride + slot % c.block_size * p.kv.token_stride;
+      const int64_t at =
+          slot / c.block_size * f.block_stride + h * p.kv.head_stride + slot % c.block_size * p.kv.token_stride;
       T* norm = c.norm ? f.k_norm.data() : nullptr;
       const T* k_before = row_before + kv_at + h * c.head_dim;
       check_head(f.k.data() + at, f.expected_head(k_before, t, true, norm), "k", t, h);
-      check_head(f.v.data() + at, f.expected_head(k_before + c.num_kv_heads * c.head_dim, t, false, nullptr), "v", t, h);
+      check_head(f.v.data() + at, f.expected_head(k_before + c.num_kv_heads * c.head_dim, t, false, nullptr), "v", t,
+                 h);
       std::fill_n(written.begin() + at, c.head_dim, true);
     }
   }
@@ -187,8 +189,10 @@ void test_rope_errors() {
     change(p);
     return error_of([&] { cuda::rope_write_kv(p, nullptr); });
   };
-  EXPECT(contains(error([](auto& p) { p.kv.head_dim = 40; }), "rope_write_kv: head_dim must be a positive multiple of 16, got 40"));
-  EXPECT(contains(error([](auto& p) { p.rotary_dim = 80; }), "rotary_dim must be a positive multiple of 16 up to head_dim, got 80"));
+  EXPECT(contains(error([](auto& p) { p.kv.head_dim = 40; }),
+                  "rope_write_kv: head_dim must be a positive multiple of 16, got 40"));
+  EXPECT(contains(error([](auto& p) { p.rotary_dim = 80; }),
+                  "rotary_dim must be a positive multiple of 16 up to head_dim, got 80"));
   EXPECT(contains(error([](auto& p) { p.kv.block_size = 24; }), "block_size must be a power of two, got 24"));
   EXPECT(contains(error([](auto& p) { p.kv.dtype = DType::kF16; }), "must have qkv's dtype bf16, got f16"));
   EXPECT(contains(error([](auto& p) { p.kv.head_dim = 1024; }), "head_dim 1024 unsupported"));
@@ -206,7 +210,8 @@ void fill(Buffer<unsigned char>& b, uint64_t seed) {
 }
 
 void test_copy_blocks() {
-  for (const Geometry& g : {Geometry{1, 16, 16, 0}, Geometry{4, 6144, 6144, 6144 * 9}, Geometry{3, 4112, 4160, 4160 * 8 + 64}}) {
+  for (const Geometry& g :
+       {Geometry{1, 16, 16, 0}, Geometry{4, 6144, 6144, 6144 * 9}, Geometry{3, 4112, 4160, 4160 * 8 + 64}}) {
     for_each_order([&] {
       constexpr int kNumBlocks = 8;
       Buffer<unsigned char> arena(g.parts == 1 ? g.block_stride * kNumBlocks : g.parts * g.part_stride);
@@ -234,7 +239,8 @@ void test_copy_blocks() {
   }
   CopyBlocksParams p;
   p.block_bytes = 24;
-  EXPECT(contains(error_of([&] { cuda::copy_blocks(p, nullptr); }), "copy_blocks: sizes must be multiples of 16 bytes, got block 24"));
+  EXPECT(contains(error_of([&] { cuda::copy_blocks(p, nullptr); }),
+                  "copy_blocks: sizes must be multiples of 16 bytes, got block 24"));
 }
 
 // Many short runs (more than one batch of copies), long runs, backward pairs; dense blocks and blocks with gaps.
@@ -243,7 +249,8 @@ void test_swap_blocks() {
   std::vector<int32_t> shuffled(kNumBlocks);
   std::iota(shuffled.begin(), shuffled.end(), 0);
   Random random(4);
-  for (int i = kNumBlocks - 1; i > 0; --i) std::swap(shuffled[static_cast<size_t>(i)], shuffled[static_cast<size_t>(random.below(i + 1))]);
+  for (int i = kNumBlocks - 1; i > 0; --i)
+    std::swap(shuffled[static_cast<size_t>(i)], shuffled[static_cast<size_t>(random.below(i + 1))]);
   std::vector<std::vector<int32_t>> lists(4);
   for (int i = 0; i < kNumBlocks; ++i) {
     lists[0].insert(lists[0].end(), {i, kNumBlocks - 1 - i});
@@ -254,7 +261,8 @@ void test_swap_blocks() {
   for (const int64_t gap : {0, 48}) {
     for (const auto& pairs : lists) {
       for (const Stream stream : {Stream{nullptr}, reinterpret_cast<Stream>(&stream_tag)}) {
-        const int64_t bytes = 80, dst_block = bytes + gap, src_part = bytes * kNumBlocks, dst_part = dst_block * kNumBlocks;
+        const int64_t bytes = 80, dst_block = bytes + gap, src_part = bytes * kNumBlocks,
+                      dst_part = dst_block * kNumBlocks;
         Buffer<unsigned char> src(4 * src_part), dst(4 * dst_part);
         fill(src, 6);
         std::vector<unsigned char> expected = dst.bytes();

@@ -49,12 +49,13 @@ void test_reduce() {
 __global__ void shuffle_kernel(int* out) {
   const int lane = lane_id();
   int* row = out + 8 * lane;
-  row[0] = __shfl_sync(kFullMask, lane * 10, 35);          // lane 3
-  row[1] = __shfl_up_sync(kFullMask, lane, 3, 8);          // inside groups of 8
+  row[0] = __shfl_sync(kFullMask, lane * 10, 35);  // lane 3
+  row[1] = __shfl_up_sync(kFullMask, lane, 3, 8);  // inside groups of 8
   row[2] = __shfl_down_sync(kFullMask, lane, 3, 8);
   row[3] = __shfl_xor_sync(kFullMask, lane, 5);
   row[4] = static_cast<int>(__ballot_sync(kFullMask, lane % 3 == 0));
-  row[5] = __any_sync(kFullMask, lane == 17) + 2 * __all_sync(kFullMask, lane >= 0) + 4 * __all_sync(kFullMask, lane != 9);
+  row[5] =
+      __any_sync(kFullMask, lane == 17) + 2 * __all_sync(kFullMask, lane >= 0) + 4 * __all_sync(kFullMask, lane != 9);
   if (lane % 2 == 0) {  // two groups of lanes in collectives of their own
     row[6] = __reduce_add_sync(0x55555555u, lane);
   } else {
@@ -128,7 +129,7 @@ void test_mma() {
   });
 }
 
-// ---- wrong kernels ---------------------------------------------------------------------------------------------------
+// ---- wrong kernels -------------------------------------------------------------------------------------------------
 
 __global__ void exits_before_barrier() {
   if (threadIdx.x >= 40) return;
@@ -177,11 +178,13 @@ __global__ void no_wait(const uint4* x, uint4* out, int pending) {
 void test_faults() {
   test::Buffer<int> out(64);
   const auto fault = [&](auto kernel, int threads, size_t smem, auto... args) {
-    return error_of([&] { launch(kernel, dim3(2), dim3(static_cast<unsigned>(threads)), smem, nullptr, "bad", args...); });
+    return error_of(
+        [&] { launch(kernel, dim3(2), dim3(static_cast<unsigned>(threads)), smem, nullptr, "bad", args...); });
   };
   std::string text = fault(exits_before_barrier, 64, 0);
-  EXPECT(contains(text, "bad: block (0, 0, 0) is deadlocked") && contains(text, "24 threads have returned"), "%s", text.c_str());
-  EXPECT(contains(text, "40 threads wait in __syncthreads") && contains(text, "emulator_test.cpp"), "%s", text.c_str());
+  EXPECT(contains(text, "bad: block (0, 0, 0) is deadlocked") && contains(text, "24 threads have returned"), "%s",
+         text.c_str());
+  EXPECT(contains(text, "40 threads wait in __syncthreads") && contains(text, "test_emulator.cpp"), "%s", text.c_str());
   text = fault(different_barriers, 64, 0, out.data());
   EXPECT(contains(text, "barrier reached in different places"), "%s", text.c_str());
   text = fault(missing_lane, 32, 0, out.data());
