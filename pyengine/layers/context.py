@@ -19,12 +19,11 @@ class ForwardContext:
     Attributes:
         positions: int32 [T] absolute position of each token in its sequence.
         slot_mapping: int64 [T] KV slot that each token is written to; -1: padding.
-        attention: which rows belong to which sequence and where its blocks are; on CUDA planned for the model's first
-            window.
-        windowed: models with several sliding windows on CUDA: attention metadata planned for each of the other windows.
+        attention: which rows belong to which sequence, where its blocks are; on CUDA planned for ``config.windows[0]``.
         kv_caches: per layer (k_cache, v_cache), each [num_blocks, num_kv_heads, block_size, head_dim].
         output_rows: int32 [N] rows whose hidden states are wanted, or None for all T. Only these rows go through the
             last layer's MLP and the final norm.
+        windowed: where ``config.windows`` has several, on CUDA: metadata planned for each of the others.
     """
 
     positions: torch.Tensor

@@ -90,6 +90,11 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """The distinct windows in order of first use: attention is planned once for each."""
+        return tuple(dict.fromkeys(self.layer_windows))
+
+    @property
     def num_parameters(self) -> int:
         attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
         biases = self.q_size + 2 * self.kv_size if self.qkv_bias else 0

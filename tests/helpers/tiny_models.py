@@ -54,8 +54,8 @@ def save_hf(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.flo
     return folder
 
 
-def load(folder: Path, dtype: str = "float32", **kwargs: object):
-    return load_model(folder, load_model_config(folder), dtype, "cpu", **kwargs)
+def load(folder: Path, dtype: str = "float32", device: str = "cpu", **kwargs: object):
+    return load_model(folder, load_model_config(folder), dtype, device, **kwargs)
 
 
 class PagedRun:
@@ -71,11 +71,10 @@ class PagedRun:
         order = torch.randperm(num_blocks, generator=generator)[: max_blocks * len(self.sequences)]
         self.block_tables = order.view(len(self.sequences), max_blocks).to(torch.int32)
         shape = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        dtype = model.first_norm.dtype
-        self.kv_caches = tuple(
-            (torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
-            for _ in range(config.num_layers)
-        )
+        self.device, dtype = model.first_norm.device, model.first_norm.dtype
+        self.block_tables = self.block_tables.to(self.device)
+        poison = torch.full((config.num_layers, 2, *shape), torch.nan, dtype=dtype, device=self.device)
+        self.kv_caches = tuple((k, v) for k, v in poison)
 
     def step(self, num_new: list[int], output_rows: list[int] | None = None) -> torch.Tensor:
         """Computes the next ``num_new[s]`` tokens of each sequence; float32 logits of every (or the wanted) row."""
@@ -89,17 +88,35 @@ class PagedRun:
             ids += self.sequences[index][begin : begin + count]
             query_start.append(len(ids))
             self.num_computed[index] += count
-        meta = ops.AttentionMetadata(
-            block_tables=self.block_tables,
-            table_rows=None,
-            query_start=_int32(query_start),
-            seq_lens=_int32(self.num_computed),
-            num_tokens=len(ids),
-            max_seq_len=max(self.num_computed),
+        first, *others = self.model.config.windows
+        context = ForwardContext(
+            positions=self._int32(positions),
+            slot_mapping=torch.tensor(slots, device=self.device),
+            attention=self._attention(query_start, first),
+            kv_caches=self.kv_caches,
+            output_rows=None if output_rows is None else self._int32(output_rows),
+            windowed={window: self._attention(query_start, window) for window in others},
         )
-        rows = None if output_rows is None else _int32(output_rows)
-        context = ForwardContext(_int32(positions), torch.tensor(slots), meta, self.kv_caches, rows)
-        return self.model.logits(self.model.forward(_int32(ids), context))
+        return self.model.logits(self.model.forward(self._int32(ids), context)).cpu()
+
+    def _attention(self, query_start: list[int], window: int) -> ops.AttentionMetadata:
+        config, num_seqs, num_tokens, max_seq_len = (
+            self.model.config,
+            len(query_start) - 1,
+            query_start[-1],
+            max(self.num_computed),
+        )
+        heads, dtype = (config.num_heads, config.num_kv_heads, config.head_dim), self.model.first_norm.dtype
+        plan, workspace = ops.make_attention_buffers(num_seqs, num_tokens, max_seq_len, *heads, dtype, self.device)
+        seq_lens = self._int32(self.num_computed)
+        meta = ops.AttentionMetadata(
+            self.block_tables, None, self._int32(query_start), seq_lens, num_tokens, max_seq_len, plan, workspace
+        )
+        ops.attention_plan(meta, *heads, window, dtype)
+        return meta
+
+    def _int32(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
     def whole(self) -> list[torch.Tensor]:
         """Logits [len, vocab] of each sequence, all computed in one step."""
@@ -122,13 +139,9 @@ class PagedRun:
 
 def hf_logits(model: PreTrainedModel, sequences: Iterable[Iterable[int]]) -> list[torch.Tensor]:
     with torch.no_grad():
-        return [model(torch.tensor([list(s)])).logits[0].float() for s in sequences]
+        return [model(torch.tensor([list(s)], device=model.device)).logits[0].float().cpu() for s in sequences]
 
 
 def random_sequences(lens: Iterable[int], vocab_size: int = SIZES["vocab_size"], seed: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in lens]
-
-
-def _int32(values: list[int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)

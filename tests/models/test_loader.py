@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import PagedRun, load, make_hf, random_sequences, save_hf
 
 from pyengine.errors import ModelError
+from pyengine.layers.host_memory import empty_on_huge_pages
 from pyengine.models.config import load_model_config
 from pyengine.models.weights import loader
 from pyengine.models.weights.loader import load_model
@@ -115,6 +117,24 @@ def test_dummy_weights_need_only_a_config(checkpoint):
     assert not torch.equal(logits[0], logits[2])
     assert 1.0 < logits[0].std() < 4.0, "logits neither flat nor saturated"
     assert len(set(logits[0].argmax(dim=-1).tolist())) > 5, "greedy tokens differ from place to place"
+
+
+def test_matrices_lie_side_by_side_on_huge_pages(checkpoint):
+    """In the order of a pass; the copy of another tensor's bytes would show in the logits of every other test."""
+    model = load(checkpoint)
+    matrices = [p for p in model.parameters(model.config) if p.num_cols is not None]
+    data = [model.weights[p.name].data for p in matrices]
+    assert data[0].data_ptr() % 2**21 == 0
+    for before, after in pairwise(data):
+        assert after.data_ptr() == before.data_ptr() + before.numel() * before.element_size()
+
+
+def test_host_memory_outlives_its_maker():
+    tensor = empty_on_huge_pages(3 * 2**20, torch.float32)[5:].view(-1)
+    assert tensor.shape == (3 * 2**20 - 5,) and not tensor.any()
+    tensor.fill_(2)
+    assert tensor.sum() == 2 * tensor.numel()
+    assert empty_on_huge_pages(0, torch.bfloat16).shape == (0,)
 
 
 def test_a_shorter_context_makes_a_shorter_table(checkpoint):

@@ -81,6 +81,30 @@ def test_bfloat16_is_no_worse_than_twice_plain_torch(case, tmp_path):
     assert (ours - exact).square().mean().sqrt() <= 2 * (plain - exact).square().mean().sqrt()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ["llama", "mistral window", "qwen2 windowed layers", "qwen3"])
+def test_on_the_gpu(case, dtype, tmp_path):
+    """The tolerance rule again, and the same bits for whole prompts, pieces, and sequences alone."""
+    family, overrides = CASES[case]
+    hf = make_hf(family, **{**overrides, "head_dim": 128 if family == "qwen3" else 64})
+    model = load(save_hf(hf, tmp_path, getattr(torch, dtype)), dtype, "cuda")
+    low = copy.deepcopy(hf).to(getattr(torch, dtype))
+    sequences = random_sequences(LENS)
+    whole = PagedRun(model, sequences, seed=1).whole()
+    exact = hf_logits(copy.deepcopy(low).float(), sequences)
+    error, plain_error = (
+        torch.cat(logits) - torch.cat(exact) for logits in (whole, hf_logits(low.to("cuda"), sequences))
+    )
+    floor = 4 * torch.finfo(low.dtype).eps * torch.cat(exact).abs().max()
+    assert error.abs().max() <= 2 * plain_error.abs().max() + floor
+    pieces = PagedRun(model, sequences, seed=2).in_steps([5, 1, 17])
+    alone = [PagedRun(model, [s], seed=3).whole()[0] for s in sequences]
+    for a, b, c in zip(whole, pieces, alone, strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+        torch.testing.assert_close(a, c, atol=0, rtol=0)
+
+
 def test_output_rows_are_the_same_rows(tmp_path):
     model = load(save_hf(make_hf("llama"), tmp_path), "bfloat16")
     sequences = random_sequences(LENS)

@@ -19,6 +19,7 @@ import torch
 
 from pyengine import ops
 from pyengine.errors import ModelError
+from pyengine.layers.host_memory import empty_on_huge_pages
 from pyengine.models.config import ModelConfig
 from pyengine.models.progress import Progress, silent
 from pyengine.models.registry import find_architecture
@@ -110,11 +111,15 @@ def _read(
     names = [name for p in parameters for name, _ in p.parts]
     total, done = sum(source.num_bytes(name) for name in names), 0
     num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    placed: dict[str, Any] = {}
+    placed: dict[str, Any] = _allocate(parameters, dtype, device)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="weights") as pool:
         tensors = _ahead(pool, names, lambda name: source.load(name, dtype, device), 2 * num_threads)
         for parameter in parameters:
-            placed[parameter.name] = _assemble(parameter, islice(tensors, len(parameter.parts)), dtype, device)
+            parts = list(islice(tensors, len(parameter.parts)))
+            if parameter.num_cols is None:
+                placed[parameter.name] = torch.cat(parts)
+            else:
+                _fill(placed[parameter.name], parts)
             done += sum(source.num_bytes(name) for name, _ in parameter.parts)
             progress("loading weights", done, total)
     return placed
@@ -137,17 +142,21 @@ def _ahead(
             future.cancel()
 
 
-def _assemble(parameter: Parameter, parts: Iterator[torch.Tensor], dtype: torch.dtype, device: torch.device) -> Any:
-    """The parts of one parameter below each other: a PackedWeight, or a Tensor for a vector."""
-    if parameter.num_cols is None:
-        return torch.cat(list(parts))
-    packed = ops.empty_packed_weight(parameter.num_rows, parameter.num_cols, dtype, device)
-    if any(
-        rows % _PANEL_ROWS for _, rows in parameter.parts[:-1]
-    ):  # heads so small that they share a panel of the layout
-        parts = iter((torch.cat(list(parts)),))
+def _allocate(parameters: list[Parameter], dtype: torch.dtype, device: torch.device) -> dict[str, ops.PackedWeight]:
+    """A place for every matrix; on the CPU side by side, in the order in which a pass streams them."""
+    matrices = [p for p in parameters if p.num_cols is not None]
+    if device.type != "cpu":
+        return {p.name: ops.empty_packed_weight(p.num_rows, p.num_cols, dtype, device) for p in matrices}
+    sizes = [ops.empty_packed_weight(p.num_rows, p.num_cols, dtype, "meta").data.numel() for p in matrices]
+    pieces = empty_on_huge_pages(sum(sizes), dtype).split(sizes)
+    return {p.name: ops.PackedWeight(data, p.num_rows, p.num_cols) for p, data in zip(matrices, pieces, strict=True)}
+
+
+def _fill(packed: ops.PackedWeight, parts: list[torch.Tensor]) -> None:
+    """Packs the parts below each other."""
+    if any(len(part) % _PANEL_ROWS for part in parts[:-1]):  # heads so small that they share a panel of the layout
+        parts = [torch.cat(parts)]
     row = 0
     for part in parts:
         ops.pack_rows(packed, row, part)
         row += len(part)
-    return packed
