@@ -119,7 +119,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
     path = Path(path)
     if path.is_dir():
         return hf_config.read_folder(path)
-    if path.suffix == ".gguf":
+    if path.is_file():
         return gguf_config.read_file(path)
     raise ModelError(f"{path} is neither a model folder nor a .gguf file")
 

