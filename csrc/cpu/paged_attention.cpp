@@ -60,6 +60,7 @@ class AttentionCall {
     items_.clear();
     for (int64_t s = 0; s < p.num_seqs; ++s) add_sequence(static_cast<int32_t>(s));
     num_shares_ = std::clamp<int64_t>(total_work_ / kWorkPerThread, 1, num_threads());
+    for (size_t i = 0; i + 1 < items_.size(); ++i) items_[i].tile.upcoming = &items_[i + 1].tile;
     for (WorkItem& item : items_) {
       if (!is_shared(item)) continue;
       item.partial_begin = partial_floats_;
@@ -93,7 +94,7 @@ class AttentionCall {
     for (int32_t head = 0; head < p_.kv.num_kv_heads; ++head) {
       for (int64_t q = 0; q < num_queries; q += step) {
         WorkItem item;
-        item.tile = {seq, head, first + q, len - num_queries + q, std::min(step, num_queries - q)};
+        item.tile = {seq, head, first + q, len - num_queries + q, std::min(step, num_queries - q), nullptr};
         item.first_key = p_.window > 0 ? std::max<int64_t>(0, item.tile.first_position - p_.window + 1) : 0;
         item.first_chunk = item.first_key / kChunkTokens;
         item.end_chunk = item.tile.last_position() / kChunkTokens + 1;

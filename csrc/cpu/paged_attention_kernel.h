@@ -20,6 +20,7 @@ namespace pe::cpu {
 namespace {
 
 constexpr int64_t kWidth = Float::kWidth;
+constexpr int64_t kRunTokens = 16;  // the smallest block
 constexpr int64_t kBlockRows = Float::kRows;
 constexpr int64_t kBlockLanes = round_up(kBlockRows, kWidth);
 constexpr int64_t kBlockKeys = Float::kColumns * kWidth;
@@ -49,33 +50,91 @@ struct KeyTile {
   int64_t origin = 0, begin = 0, end = 0;
 };
 
-// Keys outside [begin, end) are filled with copies of a neighbour: always readable, never used.
-template <typename T>
-void stage_kv(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys, float* kt, float* v) {
-  const int64_t dim = p.kv.head_dim, padded = padded_dim(dim);
+// The oldest key that a query of the tile sees.
+PE_INLINE int64_t oldest_key(const PagedAttentionParams& p, const QueryTile& tile) {
+  return p.window > 0 ? greater(0, tile.first_position - p.window + 1) : 0;
+}
+
+PE_INLINE KeyTile keys_at(const PagedAttentionParams& p, const QueryTile& tile, int64_t origin) {
+  return {origin, greater(0, oldest_key(p, tile) - origin), lesser(kTileTokens, tile.last_position() + 1 - origin)};
+}
+
+// Where the rows of K and V lie, run by run: 16 consecutive tokens from a multiple of 16 share a block, whatever its
+// size.
+struct KeyRuns {
+  int64_t offset[kTileTokens / kRunTokens];  // elements
+  int64_t first = 0, end = 0;                // the runs that hold any key of the tile
+};
+
+PE_INLINE KeyRuns runs_of(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys) {
   const int shift = __builtin_ctz(static_cast<unsigned>(p.kv.block_size));
   const int64_t table_row = p.table_rows ? p.table_rows[tile.seq] : tile.seq;
   const int32_t* block_table = p.block_tables + table_row * p.block_table_stride;
-  int64_t offsets[kTileTokens];
-  for (int64_t j = 0; j < kTileTokens; ++j) {
-    const int64_t token = keys.origin + greater(keys.begin, lesser(j, keys.end - 1));
-    offsets[j] = int64_t{block_table[token >> shift]} * p.kv.block_stride + tile.kv_head * p.kv.head_stride +
-                 (token & (p.kv.block_size - 1)) * p.kv.token_stride;
+  KeyRuns runs;
+  runs.first = keys.begin / kRunTokens;
+  runs.end = (keys.end + kRunTokens - 1) / kRunTokens;
+  for (int64_t r = runs.first; r < runs.end; ++r) {
+    const int64_t token = keys.origin + r * kRunTokens;
+    runs.offset[r] = int64_t{block_table[token >> shift]} * p.kv.block_stride + tile.kv_head * p.kv.head_stride +
+                     (token & (p.kv.block_size - 1)) * p.kv.token_stride;
   }
-  const T* k_cache = static_cast<const T*>(p.kv.k);
-  for (int64_t j = keys.begin / kWidth * kWidth; j < keys.end; j += kWidth) {
+  return runs;
+}
+
+// The keys that come after these ones: those of the next tile, or of the queries that this thread turns to next.
+PE_INLINE KeyRuns upcoming_runs(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys) {
+  const int64_t next = keys.origin + kTileTokens;
+  if (next <= tile.last_position()) return runs_of(p, tile, keys_at(p, tile, next));
+  if (!tile.upcoming) return KeyRuns{};
+  const int64_t origin = oldest_key(p, *tile.upcoming) / kTileTokens * kTileTokens;
+  return runs_of(p, *tile.upcoming, keys_at(p, *tile.upcoming, origin));
+}
+
+// Blocks are scattered, so the hardware does not foresee the next one. One run ahead of time per run staged.
+template <typename T>
+PE_INLINE void prefetch_run(const PagedAttentionParams& p, const KeyRuns& runs, int64_t r) {
+  if (r < runs.first || r >= runs.end) return;
+  const int64_t row_bytes = p.kv.head_dim * static_cast<int64_t>(sizeof(T));
+  const char* k = reinterpret_cast<const char*>(static_cast<const T*>(p.kv.k) + runs.offset[r]);
+  const char* v = reinterpret_cast<const char*>(static_cast<const T*>(p.kv.v) + runs.offset[r]);
+  for (int64_t i = 0; i < kRunTokens; ++i) {
+    const int64_t row = i * p.kv.token_stride * static_cast<int64_t>(sizeof(T));
+    for (int64_t byte = 0; byte < row_bytes; byte += 64) {
+      __builtin_prefetch(k + row + byte);
+      __builtin_prefetch(v + row + byte);
+    }
+  }
+}
+
+// The whole run is read: tokens of its block outside [begin, end) may hold anything and their scores are never used.
+template <typename T>
+PE_INLINE void transpose_keys(const T* k, int64_t token_stride, int64_t dim, float* kt) {
+  for (int64_t j = 0; j < kRunTokens; j += kWidth) {
     for (int64_t d = 0; d < dim; d += kWidth) {
       Float square[kWidth];
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < kWidth; ++i) square[i] = Float::load(k_cache + offsets[j + i] + d, dim - d);
+      for (int64_t i = 0; i < kWidth; ++i) square[i] = Float::load(k + (j + i) * token_stride + d, dim - d);
       transpose(square);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kWidth; ++i) square[i].store(kt + (d + i) * kTileTokens + j);
     }
   }
-  const T* v_cache = static_cast<const T*>(p.kv.v);
-  for (int64_t j = keys.begin; j < keys.end; ++j) {
-    for (int64_t d = 0; d < dim; d += kWidth) Float::load(v_cache + offsets[j] + d, dim - d).store(v + j * padded + d);
+}
+
+template <typename T>
+void stage_kv(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys, float* kt, float* v) {
+  const int64_t dim = p.kv.head_dim, padded = padded_dim(dim), token_stride = p.kv.token_stride;
+  const KeyRuns runs = runs_of(p, tile, keys), upcoming = upcoming_runs(p, tile, keys);
+  for (int64_t r = 0; r < kTileTokens / kRunTokens; ++r) {
+    prefetch_run<T>(p, upcoming, r);
+    if (r < runs.first || r >= runs.end) continue;
+    const int64_t lane = r * kRunTokens;
+    transpose_keys(static_cast<const T*>(p.kv.k) + runs.offset[r], token_stride, dim, kt + lane);
+    const T* values = static_cast<const T*>(p.kv.v) + runs.offset[r];
+    for (int64_t j = greater(keys.begin, lane); j < lesser(keys.end, lane + kRunTokens); ++j) {
+      const T* row = values + (j - lane) * token_stride;
+      for (int64_t d = 0; d < dim; d += kWidth) Float::load(row + d, dim - d).store(v + j * padded + d);
+    }
   }
 }
 
@@ -247,12 +306,8 @@ void attend(const PagedAttentionParams& p, const QueryTile& tile, int64_t chunk,
   std::memset(state.acc, 0, sizeof(float) * rows * padded);
   RowBlock block;
   block.q = q, block.kt = kv, block.v = kv + kTileTokens * padded, block.dim = dim, block.state = state;
-  const int64_t oldest = p.window > 0 ? greater(0, tile.first_position - p.window + 1) : 0;
   for (int64_t origin = chunk * kChunkTokens; origin < (chunk + 1) * kChunkTokens; origin += kTileTokens) {
-    KeyTile keys;
-    keys.origin = origin;
-    keys.begin = greater(0, oldest - origin);
-    keys.end = lesser(kTileTokens, tile.last_position() + 1 - origin);
+    const KeyTile keys = keys_at(p, tile, origin);
     if (keys.begin >= keys.end) continue;
     stage_kv<T>(p, tile, keys, kv, kv + kTileTokens * padded);
     attend_tile(p, tile, keys, block);

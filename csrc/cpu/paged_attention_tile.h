@@ -13,6 +13,7 @@ struct QueryTile {
   int64_t first_token = 0;     // row of q and out
   int64_t first_position = 0;  // absolute position of that row
   int64_t num_queries = 0;
+  const QueryTile* upcoming = nullptr;  // what this thread turns to next, so that its keys can be prefetched; or null
 
   int64_t last_position() const { return first_position + num_queries - 1; }
 };
