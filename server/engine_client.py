@@ -35,6 +35,10 @@ class EngineDead(Exception):
     """The engine process ended while this request was live."""
 
 
+class SequenceFailed(Exception):
+    """The engine ended a sequence with an error of its own (logits that are not finite)."""
+
+
 class TokenStream:
     """The tokens of one client's request (which may be several prompts) as they arrive. One reader."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pyengine.protocol import Stats, TokenDelta
@@ -32,6 +32,9 @@ def _token_buckets(limit: int) -> list[int]:
     """1, 2, 5, 10, 20, 50, ... up to the context length."""
     buckets = [mantissa * 10**exponent for exponent in range(9) for mantissa in (1, 2, 5)]
     return [bucket for bucket in buckets if bucket <= max(limit, 1)]
+
+
+disable_created_metrics()  # a gauge beside each counter that no dashboard reads
 
 
 class _EngineCollector:

@@ -8,7 +8,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from pyengine.errors import RequestError
-from server.engine_client import EngineDead
+from server.engine_client import EngineDead, SequenceFailed
 from server.state import ServerStopping
 
 _TYPES = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError",
@@ -26,6 +26,8 @@ def body_of(error: BaseException) -> tuple[dict, int]:
         return error_body(error.message, error.status, error.param, error.code), error.status
     if isinstance(error, (EngineDead, ServerStopping)):
         return error_body(str(error), 503), 503
+    if isinstance(error, SequenceFailed):
+        return error_body(str(error), 500), 500
     return error_body("internal error; the server's log has the details", 500), 500
 
 
@@ -43,6 +45,7 @@ def install(app: Flask, max_body_size: int) -> None:
     @app.errorhandler(RequestError)
     @app.errorhandler(EngineDead)
     @app.errorhandler(ServerStopping)
+    @app.errorhandler(SequenceFailed)
     def on_known(error: Exception) -> Response:
         return error_response(error)
 

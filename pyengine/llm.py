@@ -1,0 +1,151 @@
+"""The offline door: ``LLM(model=...).generate(prompts, params)`` over the same scheduler, runner and text code as the server.
+
+Thousands of prompts may be given in one call: they are queued, batched by the scheduler as memory allows, and come back in the order given.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from pyengine.config import EngineConfig
+from pyengine.engine import Engine
+from pyengine.outputs import CompletionOutput, RequestOutput
+from pyengine.protocol import Request, TokenDelta
+from pyengine.sampling_params import SamplingParams
+from pyengine.text.generation import Generation
+from pyengine.text.processor import TextProcessor, load_model_text
+from pyengine.text.tokenizer import Tokenizer
+from pyengine.text.validation import Limits, PreparedPrompt
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model in this process. Holds an engine; not thread-safe.
+
+    Args:
+        model: folder, .gguf file, hub id, or the default model's name.
+        options: any field of EngineConfig, by name.
+
+    Raises:
+        ConfigError, ModelError, BuildError: in one line what is wrong and what to change.
+    """
+
+    def __init__(self, model: str = EngineConfig.model, **options: Any):
+        config = EngineConfig(model=model, **options)
+        bar = _LoadBar()
+        try:
+            self._engine = Engine.start(config, bar.show)
+        finally:
+            bar.close()
+        facts = self._engine.facts
+        limits = Limits(max_model_len=facts.plan.max_model_len, vocab_size=facts.model.vocab_size)
+        self._text = TextProcessor(load_model_text(facts.model_path, config.tokenizer), limits)
+        self._ids = itertools.count()
+
+    def generate(self, prompts: Any, sampling_params: Params = None, use_tqdm: bool = True) -> list[RequestOutput]:
+        """Continue each prompt.
+
+        Args:
+            prompts: one prompt or a list: text, a list of token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.
+            sampling_params: one for all, one for each, or None for the checkpoint's defaults.
+
+        Raises RequestError for a prompt or parameter that cannot be served, before anything is computed.
+        """
+        many = _as_list(prompts)
+        params = self._params_for(sampling_params, len(many))
+        prepared = [self._text.prepare_offline(prompt, each) for prompt, each in zip(many, params, strict=True)]
+        return self._run(prepared, use_tqdm)
+
+    def chat(self, messages: Any, sampling_params: Params = None, use_tqdm: bool = True, **template_kwargs: Any) -> list[RequestOutput]:
+        """Answer one conversation (a list of messages) or several (a list of such lists); keyword arguments go to the chat template."""
+        many = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        params = self._params_for(sampling_params, len(many))
+        prepared = [self._text.prepare_messages(each, self._text.check_params(p), **template_kwargs) for each, p in zip(many, params, strict=True)]
+        return self._run(prepared, use_tqdm)
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self._text.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        return self._text.default_sampling_params()
+
+    def _params_for(self, params: Params, count: int) -> list[SamplingParams]:
+        if params is None:
+            params = self.get_default_sampling_params()
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        if len(params) != count:
+            raise ValueError(f"expected one SamplingParams or {count}, one for each prompt; got {len(params)}")
+        return list(params)
+
+    def _run(self, prepared: list[PreparedPrompt], use_tqdm: bool) -> list[RequestOutput]:
+        jobs = {f"offline-{next(self._ids)}": _Job(prompt, self._text.generations(prompt)) for prompt in prepared}
+        live = dict(jobs)
+        try:
+            for request_id, job in jobs.items():
+                self._engine.add(Request(request_id, job.prompt.token_ids, job.prompt.params, list(self._text.eos_token_ids)))
+            with tqdm(total=len(jobs), desc="prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
+                while self._engine.has_work:
+                    for delta in self._engine.step():
+                        bar.update(self._take(delta, live))
+        finally:
+            self._engine.abort(list(live))
+        return [job.output(request_id) for request_id, job in jobs.items()]
+
+    def _take(self, delta: TokenDelta, live: dict[str, _Job]) -> int:
+        """Give a delta to its generation; returns 1 when that completes the request."""
+        job = live.get(delta.request_id)
+        if job is None:
+            return 0
+        text_delta = job.generations[delta.index].push(delta)
+        if text_delta.abort:
+            self._engine.abort_sequence(delta.request_id, delta.index)
+        if text_delta.finish_reason is None or not all(generation.finished for generation in job.generations):
+            return 0
+        del live[delta.request_id]
+        return 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A prompt on its way, with its n growing answers."""
+
+    prompt: PreparedPrompt
+    generations: list[Generation]
+
+    def output(self, request_id: str) -> RequestOutput:
+        return RequestOutput(request_id, self.prompt.text, self.prompt.token_ids, [CompletionOutput.of(each) for each in self.generations],
+                             finished=True, num_cached_tokens=self.generations[0].num_cached_tokens)
+
+
+def _as_list(prompts: Any) -> list:
+    """A single prompt (text, ids or an object) as a list of one."""
+    if isinstance(prompts, (str, dict)) or (isinstance(prompts, (list, tuple)) and prompts and isinstance(prompts[0], int)):
+        return [prompts]
+    return list(prompts)
+
+
+class _LoadBar:
+    """Progress of downloading and loading, as bytes."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._text = ""
+
+    def show(self, text: str, done: int, total: int) -> None:
+        if self._bar is None or self._text != text:
+            self.close()
+            self._text = text
+            self._bar = tqdm(total=total, desc=text, unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

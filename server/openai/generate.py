@@ -1,0 +1,89 @@
+"""What chat and completions share: read the body, submit, answer whole or as a stream of events.
+
+A stream always ends with ``[DONE]``; an error after the first byte is an event of its own before it. Streamed and plain answers come from the same
+deltas, so they are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+from flask import Response, request
+
+from pyengine.errors import RequestError
+from pyengine.text.validation import PreparedRequest
+from server.answer import Answer
+from server.http import SOCKET_KEY, ClientWatch
+from server.openai.errors import body_of
+from server.openai.responses import ChatShapes, CompletionShapes
+from server.openai.sse import DONE, KEEP_ALIVE, event
+from server.service import Service
+
+Shapes = ChatShapes | CompletionShapes
+
+
+def generate(service: Service, parse: Callable[[bytes], PreparedRequest], make_shapes: Callable[[str], Shapes]) -> Response:
+    """The body of both POST routes."""
+    if request.mimetype not in ("application/json", ""):
+        raise RequestError(f"Content-Type must be application/json, got {request.mimetype[:100]!r}", status=415)
+    prepared = service.prepare(parse, request.get_data())
+    answer = service.answer(prepared)
+    shapes = make_shapes(service.model_name)
+    watch = ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone)
+    if prepared.stream:
+        events = _stream(answer, shapes, watch, service.config.keep_alive_interval or None)
+        return Response(events, mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    return _whole(answer, shapes, watch)
+
+
+def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
+    try:
+        with watch:
+            while not answer.finished:
+                answer.next()
+    finally:
+        answer.close()
+    body = msgspec.json.encode(shapes.whole(answer.generations, answer.usage()))
+    return Response(body, mimetype="application/json")
+
+
+def _stream(answer: Answer, shapes: Shapes, watch: ClientWatch, keep_alive_s: float | None) -> Iterator[bytes]:
+    """Events of one answer. The WSGI server closes this generator when the client goes, which ends in ``finally``."""
+    try:
+        watch.start()
+        for choice in range(len(answer.generations)):
+            opening = shapes.opening(choice)
+            if opening is not None:
+                yield event(_with_usage(opening, answer))
+        while not answer.finished:
+            chunks = b"".join(_events(answer, shapes, keep_alive_s))
+            yield chunks or KEEP_ALIVE
+        if answer.prepared.include_usage:
+            yield event(shapes.usage_chunk(answer.usage()))
+        yield DONE
+    except ConnectionError:
+        return  # nobody is left to tell
+    except Exception as error:
+        yield event(body_of(error)[0])
+        yield DONE
+    finally:
+        watch.stop()
+        answer.close()
+
+
+def _events(answer: Answer, shapes: Shapes, timeout_s: float | None) -> Iterator[bytes]:
+    for choice, delta in answer.next(timeout_s):
+        if delta.text:
+            yield event(_with_usage(shapes.delta(choice, delta.text), answer))
+        if delta.finish_reason is not None:
+            yield event(_with_usage(shapes.closing(choice, delta.finish_reason, delta.stop_reason), answer))
+
+
+def _with_usage(chunk: dict, answer: Answer) -> dict:
+    """``stream_options``: usage so far on every chunk (continuous), or null until the last one (include_usage)."""
+    if answer.prepared.continuous_usage:
+        chunk["usage"] = answer.usage()
+    elif answer.prepared.include_usage:
+        chunk["usage"] = None
+    return chunk

@@ -1,0 +1,75 @@
+"""The served model as the routes see it: text on one side, the engine's tokens on the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gevent
+
+from pyengine.config import EngineConfig
+from pyengine.models.resolve import resolve_model
+from pyengine.protocol import Ready
+from pyengine.text.chat_template import ChatTemplate
+from pyengine.text.processor import ModelText, TextProcessor, load_model_text
+from pyengine.text.validation import Limits, PreparedRequest
+from server.answer import Answer
+from server.config import ServerConfig
+from server.engine_client import EngineClient
+from server.metrics import Metrics
+
+LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
+
+
+@dataclass
+class Service:
+    """One model, ready to answer. ``num_open`` counts HTTP answers that are being written."""
+
+    model_name: str
+    port: int
+    text: TextProcessor
+    client: EngineClient
+    metrics: Metrics
+    config: ServerConfig
+    notes: tuple[str, ...] = ()
+    num_open: int = field(default=0, init=False)
+    _created: int = field(default_factory=lambda: int(time.time()), init=False)
+
+    def model_card(self) -> dict:
+        return {"id": self.model_name, "object": "model", "created": self._created, "owned_by": "pyengine", "root": self.model_name, "parent": None,
+                "max_model_len": self.text.limits.max_model_len}
+
+    def prepare(self, parse: Callable[[bytes], PreparedRequest], body: bytes) -> PreparedRequest:
+        """``parse(body)``, on a thread when it may take long. Raises RequestError."""
+        if len(body) <= LARGE_BODY_BYTES:
+            return parse(body)
+        return gevent.get_hub().threadpool.apply(parse, (body,))
+
+    def answer(self, prepared: PreparedRequest) -> Answer:
+        return Answer(self, prepared)
+
+
+def make_service(config: ServerConfig, engine_config: EngineConfig, ready: Ready, client: EngineClient, port: int) -> Service:
+    """The service for the engine that has just said it is ready. Raises ModelError when the text side of the checkpoint is broken."""
+    path = resolve_model(engine_config.model, engine_config.revision)
+    text = load_model_text(path, engine_config.tokenizer)
+    if config.chat_template is not None:
+        text = _with_template(text, Path(config.chat_template))
+    model_name = config.served_model_name or engine_config.model
+    limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
+    processor = TextProcessor(text, limits, [model_name])
+    return Service(model_name, port, processor, client, Metrics(model_name, ready.max_model_len), config, tuple(text.warnings))
+
+
+def _with_template(text: ModelText, path: Path) -> ModelText:
+    import dataclasses
+
+    from pyengine.errors import ModelError
+
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"--chat-template {path}: {error}") from None
+    return dataclasses.replace(text, chat_template=ChatTemplate(source, text.tokenizer.facts.named_tokens), warnings=[])
