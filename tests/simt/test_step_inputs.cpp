@@ -116,7 +116,8 @@ void test_store_tokens() {
   for_each_order([] {
     constexpr int kNumRows = 400;
     Buffer<int32_t> last(kNumRows);
-    std::vector<int32_t> rows, tokens, expected(kNumRows, -1);
+    std::vector<int32_t> rows, tokens, expected(kNumRows, 7);
+    std::fill_n(last.data(), kNumRows, 7);
     for (int i = 0; i < 300; ++i) {
       rows.push_back(i % 7 == 3 ? -1 : (i * 37) % kNumRows);
       tokens.push_back(i % 11 == 5 ? -1 : 1000 + i);

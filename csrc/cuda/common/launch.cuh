@@ -12,6 +12,12 @@
 
 namespace pe::cuda {
 
+inline void check_cuda(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // a launch error is not sticky; leave nothing behind that a later call would report as its own
+  throw_error(op, std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
+}
+
 struct LaunchConfig {
   dim3 grid, block;
   size_t smem_bytes = 0;  // dynamic shared memory
@@ -43,12 +49,6 @@ __device__ __forceinline__ void release_successor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-inline void check_cuda(const char* op, cudaError_t error) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // a launch error is not sticky; leave nothing behind that a later call would report as its own
-  throw_error(op, std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
 }
 
 // A kernel that asks for more than 48 KiB needs an attribute, set once per kernel and device.

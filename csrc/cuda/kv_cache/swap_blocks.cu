@@ -13,12 +13,6 @@ namespace {
 constexpr const char* kOp = "swap_blocks";
 constexpr int kBatch = 256;
 
-#if !defined(PE_SIMT)
-#define PE_CHECK_CUDA(call) check_cuda(kOp, call)
-#else
-#define PE_CHECK_CUDA(call) PE_CHECK(kOp, (call) == cudaSuccess, "a copy failed")
-#endif
-
 // Collects copies and issues them, in order of arrival, when full and at the end.
 class CopyBatch {
  public:
@@ -40,13 +34,13 @@ class CopyBatch {
       cudaMemcpyAttributes attributes{};
       attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
       size_t first = 0;
-      PE_CHECK_CUDA(
-          cudaMemcpyBatchAsync(dst_, src_, bytes_, static_cast<size_t>(count), &attributes, &first, 1, stream_));
+      check_cuda(kOp,
+                 cudaMemcpyBatchAsync(dst_, src_, bytes_, static_cast<size_t>(count), &attributes, &first, 1, stream_));
       return;
     }
 #endif
     for (int i = 0; i < count; ++i) {
-      PE_CHECK_CUDA(cudaMemcpyAsync(dst_[i], src_[i], bytes_[i], cudaMemcpyDefault, stream_));
+      check_cuda(kOp, cudaMemcpyAsync(dst_[i], src_[i], bytes_[i], cudaMemcpyDefault, stream_));
     }
   }
 
