@@ -40,6 +40,9 @@ void embedding(const EmbeddingParams& params) {
                " weight, got " + std::to_string(params.dim));
   PE_CHECK("embedding", params.num_tokens == 0 || (params.out && params.ids && params.weight),
            "out, ids and weight must not be null");
+  PE_CHECK("embedding", params.num_tokens <= 1 || params.out_stride >= params.dim,
+           "out_stride must cover a row of dim " + std::to_string(params.dim) + ", got " +
+               std::to_string(params.out_stride));
   run(params, [](const EmbeddingParams& p) {
     parallel_for(p.num_tokens, 4, [&](int64_t begin, int64_t end) { gather(p, begin, end); });
   });

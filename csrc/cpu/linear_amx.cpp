@@ -103,6 +103,7 @@ class AmxBf16 {
  public:
   static constexpr int kMaxRows = 2 * kTileRows;
   static constexpr int max_panels(int) { return 2; }
+  static constexpr int64_t kRowsBytes = 1 << 20;  // what has AMX has an L2 of 2 MiB
   static constexpr int64_t kStepK = 2;
   static constexpr int64_t kPrefetchLines = kTileLines;  // 1 KiB: farther is slower (17 GB/s a core, 14.5 at 4 KiB)
 

@@ -17,6 +17,7 @@ struct Avx2 {
   };
   static constexpr int kMaxRows = 4;
   static constexpr int max_panels(int rows) { return 4 / rows; }
+  static constexpr int64_t kRowsBytes = 128 << 10;  // half of the smallest L2
   static constexpr int64_t kPrefetchLines = 32;
   static constexpr int kStepBytes = 4;
 

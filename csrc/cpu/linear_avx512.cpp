@@ -15,7 +15,8 @@ struct Avx512 {
   static constexpr int kMaxRows = 14;
   // Sums, the panels' lines and one broadcast must fit 32 registers: 14 rows take 2 panels, 9 take 3, 6 take 4.
   static constexpr int max_panels(int rows) { return rows <= 6 ? 4 : 31 / (rows + 1); }
-  static constexpr int64_t kPrefetchLines = 32;  // 2 KiB: the rate is flat from 1 to 4 KiB
+  static constexpr int64_t kRowsBytes = 512 << 10;  // half of the smallest L2
+  static constexpr int64_t kPrefetchLines = 32;     // 2 KiB: the rate is flat from 1 to 4 KiB
   static constexpr int kStepBytes = 4;
 
   static Sum zero() { return _mm512_setzero_ps(); }

@@ -33,17 +33,16 @@ struct Block {
 };
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kRowsBytes = 512 << 10;  // of x that stay in the L2 (1 MiB or more on what has AVX-512)
-constexpr int64_t kDepth = 2048;           // k per block when many rows share a weight: 4 panels take 256 KiB
-constexpr int64_t kPanelsPerBlock = 16;    // panels that share one fetch of the rows when k is blocked
+constexpr int64_t kDepth = 2048;         // k per block when many rows share a weight: 4 panels take 256 KiB
+constexpr int64_t kPanelsPerBlock = 16;  // panels that share one fetch of the rows when k is blocked
 
 constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Isa gives: kMaxRows and max_panels(rows), the largest block; kStepK, the k that one line holds; kPrefetchLines, how
-// far ahead of itself a panel is fetched; advance(Block, rows, panels); finish(params, row, feature, sums, count),
-// which adds the bias, rounds and stores.
+// Isa gives: kMaxRows and max_panels(rows), the largest block; kRowsBytes, how much of x is kept in the L2; kStepK, the
+// k that one line holds; kPrefetchLines, how far ahead of itself a panel is fetched; advance(Block, rows, panels);
+// finish(params, row, feature, sums, count), which adds the bias, rounds and stores.
 template <typename Isa>
 class BlockedLinear {
  public:
@@ -52,11 +51,12 @@ class BlockedLinear {
     const int64_t element = static_cast<int64_t>(size_of(p.dtype));
     x_stride_ = p.x_stride * element;
     panel_bytes_ = p.k / Isa::kStepK * kLineBytes;
-    max_panels_ = Isa::max_panels(static_cast<int>(ceil_div(rows, ceil_div(rows, Isa::kMaxRows))));
     depth_ = rows <= Isa::kMaxRows || p.k <= kDepth ? p.k : kDepth;
     rows_per_block_ =
-        at_most(kRowsBytes / (depth_ * element), kLinearScratchFloats / (kPanelsPerBlock * kPanelFeatures));
+        at_most(Isa::kRowsBytes / (depth_ * element), kLinearScratchFloats / (kPanelsPerBlock * kPanelFeatures));
     rows_per_block_ = at_least(rows_per_block_ / Isa::kMaxRows, 1) * Isa::kMaxRows;
+    const int64_t parts = ceil_div(rows, Isa::kMaxRows);
+    max_panels_ = Isa::max_panels(rows <= rows_per_block_ ? static_cast<int>(ceil_div(rows, parts)) : Isa::kMaxRows);
     scratch_ = linear_scratch();
   }
 

@@ -11,6 +11,7 @@ struct Generic {
   };
   static constexpr int kMaxRows = 2;
   static constexpr int max_panels(int rows) { return 2 / rows; }
+  static constexpr int64_t kRowsBytes = 128 << 10;
   static constexpr int64_t kPrefetchLines = 32;
   static constexpr int kStepBytes = 4;
 

@@ -6,12 +6,7 @@
 
 namespace pe::cpu {
 
-void rms_norm_avx2(const RmsNormParams& p, int64_t row_begin, int64_t row_end) {
-  rms_norm_any<Avx2Vector>(p, row_begin, row_end);
-}
-void silu_mul_avx2(const SiluMulParams& p, int64_t row_begin, int64_t row_end) {
-  silu_mul_any<Avx2Vector>(p, row_begin, row_end);
-}
+RowKernels row_kernels_avx2() { return row_kernels_of<Avx2Vector>(); }
 
 }  // namespace pe::cpu
 #endif

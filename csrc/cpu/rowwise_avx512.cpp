@@ -6,12 +6,7 @@
 
 namespace pe::cpu {
 
-void rms_norm_avx512(const RmsNormParams& p, int64_t row_begin, int64_t row_end) {
-  rms_norm_any<Avx512Vector>(p, row_begin, row_end);
-}
-void silu_mul_avx512(const SiluMulParams& p, int64_t row_begin, int64_t row_end) {
-  silu_mul_any<Avx512Vector>(p, row_begin, row_end);
-}
+RowKernels row_kernels_avx512() { return row_kernels_of<Avx512Vector>(); }
 
 }  // namespace pe::cpu
 #endif

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// RMSNorm and SiLU-mul in plain C++.
+// RMSNorm and SiLU-mul in plain C++, and the choice among the versions.
+#include "isa.h"
 #include "rowwise_kernels.h"
 
 namespace pe::cpu {
 
-void rms_norm_generic(const RmsNormParams& p, int64_t row_begin, int64_t row_end) {
-  rms_norm_any<PlainVector>(p, row_begin, row_end);
-}
-void silu_mul_generic(const SiluMulParams& p, int64_t row_begin, int64_t row_end) {
-  silu_mul_any<PlainVector>(p, row_begin, row_end);
+RowKernels row_kernels_generic() { return row_kernels_of<PlainVector>(); }
+
+RowKernels row_kernels() {
+#if defined(__x86_64__)
+  if (current_isa() >= Isa::kAvx512Bf16) return row_kernels_avx512();
+  if (current_isa() >= Isa::kAvx2) return row_kernels_avx2();
+#endif
+  return row_kernels_generic();
 }
 
 }  // namespace pe::cpu

@@ -94,5 +94,10 @@ void silu_mul_any(const SiluMulParams& p, int64_t row_begin, int64_t row_end) {
   silu_mul_rows<Vector, Bf16>(p, row_begin, row_end);
 }
 
+template <typename Vector>
+RowKernels row_kernels_of() {
+  return {rms_norm_any<Vector>, silu_mul_any<Vector>};
+}
+
 }  // namespace
 }  // namespace pe::cpu

@@ -360,6 +360,7 @@ void test_elementwise() {
   cpu::rms_norm(norm_params(out, x, nullptr, Matrix(DType::kBF16, 1, 16).randomise(2), 1e-6f));
   EXPECT(std::isnan(out.at(0, 0)) && !std::isnan(out.at(1, 0)), "%s: NaN stays in its row", cpu::isa());
   EXPECT(!error_of([&] { cpu::silu_mul({out.data(), x.data(), 2, 12, 16, 32, DType::kBF16}); }).empty(), "cols");
+  EXPECT(!error_of([&] { cpu::silu_mul({out.data(), x.data(), 2, 8, 8, 15, DType::kBF16}); }).empty(), "stride");
 }
 
 // --- threads and programs -------------------------------------------------------------------------------------------
