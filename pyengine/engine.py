@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -77,7 +78,8 @@ class Engine:
             dtype, note = resolve_dtype(config.dtype, model, device.kind)
             plan = _plan(config, model, dtype, device)
         with phases("load weights"):
-            graph = load_model(path, model, dtype, device.torch_device, progress, config.seed if config.load_format == "dummy" else None)
+            shortened = dataclasses.replace(model, max_position=plan.max_model_len)  # no rotary table for positions that cannot come
+            graph = load_model(path, shortened, dtype, device.torch_device, progress, config.seed if config.load_format == "dummy" else None)
         with phases("warm up"):
             runner = ModelRunner(graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager)
             runner.warm_up()

@@ -6,12 +6,15 @@ asks what a request wants, and nothing synchronises with the device.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyengine import ops
 from pyengine.layers.context import ForwardContext
+from pyengine.layers.host_memory import empty_on_huge_pages
 from pyengine.models.config import ModelConfig
 from pyengine.ops import AttentionMetadata
 from pyengine.runner.device_state import DeviceState, InputBatch
@@ -37,14 +40,15 @@ class ModelRunner:
         self._plan = plan
         max_blocks = -(-plan.max_model_len // plan.block_size)
         # A block holds all layers side by side: copying or swapping a block is one contiguous copy.
-        self._arena = torch.empty((plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim),
-                                  dtype=dtype, device=device)
+        self._arena = _empty_arena((plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim), dtype, device)
         self._kv_caches = tuple((self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers))
         self._state = DeviceState(device, plan.max_num_seqs, plan.max_num_batched_tokens, max_blocks, plan.block_size)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._dtype = dtype
-        self._buffers = ops.make_attention_buffers(plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, config.num_heads,
-                                                   config.num_kv_heads, config.head_dim, dtype, device)
+        attention_plan, self._workspace = ops.make_attention_buffers(
+            plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, config.num_heads, config.num_kv_heads, config.head_dim, dtype, device)
+        # Layers of one window share a plan; all layers share the workspace, since they run one after another.
+        self._attention_plans = {window: torch.empty_like(attention_plan) for window in config.windows}
         self._graphs = make_graph_pass(device.type, plan.max_num_seqs, enforce_eager)
         self._eager = EagerPass()
 
@@ -70,24 +74,30 @@ class ModelRunner:
 
     def _forward(self, batch: InputBatch) -> Tensor:
         """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on values."""
-        attention = self._attention(batch)
-        context = ForwardContext(positions=batch.positions, slot_mapping=batch.slot_mapping, attention=attention, kv_caches=self._kv_caches)
-        hidden = self._model.forward(batch.input_ids, context)
-        return self._model.logits(ops.gather_rows(hidden, batch.last_indices))
+        first, *others = self._config.windows
+        context = ForwardContext(positions=batch.positions, slot_mapping=batch.slot_mapping, attention=self._attention(batch, first),
+                                 kv_caches=self._kv_caches, output_rows=None if batch.num_seqs == batch.num_tokens else batch.last_indices,
+                                 windowed={window: self._attention(batch, window) for window in others})
+        return self._model.logits(self._model.forward(batch.input_ids, context))
 
-    def _attention(self, batch: InputBatch) -> AttentionMetadata:
-        plan, workspace = self._buffers
+    def _attention(self, batch: InputBatch, window: int) -> AttentionMetadata:
         meta = AttentionMetadata(block_tables=self._state.block_tables, table_rows=batch.rows, query_start=batch.query_start,
                                  seq_lens=batch.seq_lens, num_tokens=batch.num_tokens, max_seq_len=self._plan.max_model_len,
-                                 plan=plan, workspace=workspace)
+                                 plan=self._attention_plans[window], workspace=self._workspace)
         config = self._config
-        ops.attention_plan(meta, config.num_heads, config.num_kv_heads, config.head_dim, config.layer_windows[0], self._dtype)
+        ops.attention_plan(meta, config.num_heads, config.num_kv_heads, config.head_dim, window, self._dtype)
         return meta
 
     def _sample(self, logits: Tensor, batch: InputBatch) -> Tensor:
         rows = self._state.sampling
         # The token after n tokens has position n: the draw depends on it, not on the step or the batch.
         return ops.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, batch.seq_lens, batch.sample_rows)
+
+
+def _empty_arena(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return empty_on_huge_pages(math.prod(shape), dtype).view(shape)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _idle_step() -> StepInput:
