@@ -8,13 +8,14 @@ template makes of a small conversation and says what would quietly ruin answers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 
 from pyengine.errors import ModelError, RequestError
 from pyengine.text.messages import check_messages
-from pyengine.text.template_sandbox import TemplateEnvironment
+from pyengine.text.template_sandbox import TemplateEnvironment, TemplateLimitError
 from pyengine.text.tokenizer import Tokenizer
 
 MAX_SOURCE = 1 << 20  # characters
@@ -49,9 +50,13 @@ class ChatTemplate:
         messages: object,
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt text; raises RequestError when messages are wrong or the template refuses them."""
+        """The prompt text; raises RequestError when messages are wrong or the template refuses them.
+
+        ``variables`` are the client's; a mapping, so that none of its names can reach our own arguments.
+        """
+        variables = variables or {}
         prepared = [self._prepare(message) for message in check_messages(messages)]
         reserved = next((name for name in variables if name in RESERVED or name in self._variables), None)
         if reserved is not None:
@@ -64,7 +69,7 @@ class ChatTemplate:
             raise _refused(f"{type(error).__name__}: {error}") from None
 
     def _render(
-        self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict[str, Any]
+        self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: Mapping[str, Any]
     ) -> str:
         fixed = {
             "messages": messages,
@@ -90,6 +95,8 @@ class ChatTemplate:
         """Whether such content comes out as its text, neither dropped nor printed as a Python list."""
         try:
             text = self._render([{"role": "user", "content": content}], True, None, {})
+        except TemplateLimitError as error:
+            raise ModelError(f"the chat template cannot render one short message: {error}") from None
         except Exception:
             return False
         return _MARK in text and "'type'" not in text and '"type"' not in text

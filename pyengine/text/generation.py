@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from pyengine.protocol import FinishReason, TokenDelta
 from pyengine.sampling_params import SamplingParams
 from pyengine.text.detokenizer import Detokenizer
@@ -19,8 +21,7 @@ from pyengine.text.stop_strings import StopAutomaton
 from pyengine.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True):
     """What one push added.
 
     Attributes:

@@ -1,8 +1,8 @@
 """The text side of a Hugging Face folder: tokenizer files, special tokens, chat templates, sampling defaults.
 
 Reads only JSON and text files, each bounded in size, and executes nothing of the checkpoint. Precedence where files
-disagree follows what ``transformers`` does: ``chat_template.jinja`` over ``tokenizer_config.json``, explicit
-``add_bos_token`` / ``add_eos_token`` over the post-processor, ``generation_config.json`` over ``config.json``.
+disagree follows ``transformers``: ``chat_template.jinja`` over ``tokenizer_config.json``, the post-processor of
+tokenizer.json over ``add_bos_token`` and ``add_eos_token``, ``generation_config.json`` over ``config.json``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer:
     config = read_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         backend: bpe.BpeBackend | spm.SentencePieceBackend = bpe.read_tokenizer_json(folder / "tokenizer.json")
-        explicit = (_flag(config, "add_bos_token"), _flag(config, "add_eos_token"))
+        explicit = _orders_beside(backend, config)
     elif (folder / "tokenizer.model").is_file():
         options = spm.Options(
             added_tokens=_added_tokens(folder, config), prefix_each_fragment=config.get("legacy") is not False
@@ -36,6 +36,12 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer:
     else:
         raise ModelError(f"{folder}: has neither tokenizer.json nor tokenizer.model")
     return Tokenizer(backend, _facts(folder, config, backend, explicit))
+
+
+def _orders_beside(backend: bpe.BpeBackend, config: dict) -> tuple[bool | None, bool | None]:
+    """add_bos_token and add_eos_token, which count only where the post-processor adds nothing itself."""
+    wanted = (config.get("add_bos_token") is True, config.get("add_eos_token") is True)
+    return wanted if any(wanted) and not backend.encode("", post_process=True) else (None, None)
 
 
 def _facts(
@@ -85,11 +91,6 @@ def read_sampling_defaults(path: Path) -> dict[str, Any]:
         if isinstance(value, int if name == "top_k" else (int, float)) and not isinstance(value, bool):
             defaults[name] = value
     return defaults
-
-
-def _flag(config: dict, name: str) -> bool | None:
-    value = config.get(name)
-    return value if isinstance(value, bool) else None
 
 
 def _text_of(token: object) -> str | None:

@@ -83,7 +83,7 @@ class TextProcessor:
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
-        text = self.render(request.messages, **(request.chat_template_kwargs or {}))
+        text = self.render(request.messages, request.chat_template_kwargs)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         return self._prepared(request, [self._prompt(ids, params, text, "messages")])
@@ -111,9 +111,10 @@ class TextProcessor:
             return self._prompt(self.tokenizer.encode(prompt, add_special_tokens), params, prompt)
         return self._prompt(list(prompt), params)
 
-    def prepare_messages(self, messages: object, params: SamplingParams, **template_kwargs: Any) -> PreparedPrompt:
-        """One conversation; keyword arguments become variables of the chat template."""
-        text = self.render(messages, **template_kwargs)
+    def prepare_messages(self, messages: object, params: SamplingParams, /, **variables: Any) -> PreparedPrompt:
+        """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
+        params = self.check_params(params)
+        text = self.render(messages, variables)
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:
@@ -137,11 +138,11 @@ class TextProcessor:
         """What a request without parameters gets from this checkpoint."""
         return SamplingParams(**self.text.sampling_defaults)
 
-    def render(self, messages: object, **template_kwargs: Any) -> str:
+    def render(self, messages: object, variables: Mapping[str, Any] | None = None) -> str:
         """Messages through the chat template; a RequestError that says so when the model has none."""
         if self.text.chat_template is None:
             raise RequestError(self.text.no_chat, param="messages", code="no_chat_template")
-        return self.text.chat_template.render(messages, **template_kwargs)
+        return self.text.chat_template.render(messages, variables=variables)
 
     def generations(self, prompt: PreparedPrompt) -> list[Generation]:
         """The n growing answers to a prompt."""

@@ -7,6 +7,7 @@ first counts; of several complete at one character, the longest. So the answer d
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable
 
@@ -25,7 +26,7 @@ class StopAutomaton:
     """``feed`` text; it answers with a match or nothing, and ``num_pending`` characters may yet begin one."""
 
     def __init__(self, stop_strings: Iterable[str]):
-        self._root = _build(stop_strings)
+        self._root = _build(tuple(stop_strings))
         self._node = self._root
 
     @property
@@ -55,7 +56,9 @@ class StopAutomaton:
             self._node = self._node.fallback
 
 
-def _build(stop_strings: Iterable[str]) -> _Node:
+@functools.lru_cache(maxsize=64)
+def _build(stop_strings: tuple[str, ...]) -> _Node:
+    """The automaton's states, never changed afterwards: the n sequences of a request share them."""
     root = _Node(0)
     for stop in stop_strings:
         node = root
