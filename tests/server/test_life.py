@@ -34,7 +34,7 @@ def test_a_client_that_leaves_frees_its_blocks_within_a_second(server, stream):
     connection = _open(server, {**LONG, "stream": stream, "n": 2})
     if stream:
         response = connection.getresponse()
-        assert response.fp.readline().startswith(b"data: ")
+        assert response.readline().startswith(b"data: ")
     server.wait_until(lambda: _used(server) > 0, 20, "using blocks")
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
@@ -57,7 +57,7 @@ def test_a_dead_engine_is_an_error_event_and_a_new_engine():
     with RunningServer() as server:
         connection = _open(server, {**LONG, "stream": True})
         response = connection.getresponse()
-        response.fp.readline()
+        response.readline()
         os.kill(server.engine_pid(), signal.SIGKILL)
         rest = response.read().decode()
         assert "restarted" in rest and rest.rstrip().endswith("data: [DONE]")
@@ -71,7 +71,7 @@ def test_sigterm_lets_running_requests_finish():
     with RunningServer() as server:
         connection = _open(server, {**LONG, "max_tokens": 60, "stream": True})
         response = connection.getresponse()
-        response.fp.readline()
+        response.readline()
         engine = server.engine_pid()
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
@@ -87,7 +87,7 @@ def test_sigterm_lets_running_requests_finish():
 def test_sigterm_ends_what_outlives_the_grace_time_with_an_event():
     with RunningServer("--shutdown-timeout", "0.5") as server:
         response = _open(server, {**LONG, "stream": True}).getresponse()
-        response.fp.readline()
+        response.readline()
         server.process.send_signal(signal.SIGTERM)
         rest = response.read().decode()
         assert "shutting down" in rest and rest.rstrip().endswith("[DONE]")
