@@ -146,8 +146,8 @@ class AttentionCall {
 
   void run_chunks(const WorkItem& item, int64_t first, int64_t last, Scratch* scratch) const {
     const int64_t dim = p_.kv.head_dim, state_size = state_floats(item.rows, dim);
-    float* q = scratch->at_least(static_cast<size_t>(item.rows * padded_dim(dim) + kv_floats(dim) + 2 * state_size));
-    float* kv = q + item.rows * padded_dim(dim);
+    float* q = scratch->at_least(static_cast<size_t>(query_floats(item.rows, dim) + kv_floats(dim) + 2 * state_size));
+    float* kv = q + query_floats(item.rows, dim);
     float* states = kv + kv_floats(dim);
     kernel_.load_queries(p_, item.tile, q);
     if (item.partial_begin >= 0) {
@@ -184,12 +184,20 @@ class AttentionCall {
   float* partials_ = nullptr;
 };
 
-const AttentionKernel& kernel_of(DType dtype) {
+const AttentionKernel& kernel_of(DType dtype, int64_t head_dim) {
 #if defined(__x86_64__)
-  if (current_isa() >= Isa::kAvx512Bf16) return attention_avx512(dtype);
-  if (current_isa() >= Isa::kAvx2) return attention_avx2(dtype);
+  switch (current_isa()) {
+    case Isa::kAmx:
+      return attention_amx(dtype, head_dim);
+    case Isa::kAvx512Bf16:
+      return attention_avx512(dtype, head_dim);
+    case Isa::kAvx2:
+      return attention_avx2(dtype, head_dim);
+    case Isa::kGeneric:
+      break;
+  }
 #endif
-  return attention_generic(dtype);
+  return attention_generic(dtype, head_dim);
 }
 
 void check(const PagedAttentionParams& p) {
@@ -214,7 +222,7 @@ void paged_attention(const PagedAttentionParams& params) {
   run(params, [](const PagedAttentionParams& p) {
     static thread_local std::vector<WorkItem> items;
     static thread_local Scratch partials;
-    AttentionCall(p, kernel_of(p.dtype), &items).run(&partials);
+    AttentionCall(p, kernel_of(p.dtype, p.kv.head_dim), &items).run(&partials);
   });
 }
 

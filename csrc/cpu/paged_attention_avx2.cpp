@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
-#include "paged_attention_kernel.h"
+#include "paged_attention_wide.h"
 
 namespace pe::cpu {
 
-const AttentionKernel& attention_avx2(DType dtype) { return kernel_for(dtype); }
+const AttentionKernel& attention_avx2(DType dtype, int64_t) { return widened_kernel(dtype); }
 
 }  // namespace pe::cpu
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "paged_attention_kernel.h"
+#include "paged_attention_wide.h"
 
 namespace pe::cpu {
 
-const AttentionKernel& attention_generic(DType dtype) { return kernel_for(dtype); }
+const AttentionKernel& attention_generic(DType dtype, int64_t) { return widened_kernel(dtype); }
 
 }  // namespace pe::cpu

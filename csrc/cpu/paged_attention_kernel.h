@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attention kernel, written over Float, in fp32 throughout.
+// The frame of the attention kernel: which keys a tile of queries meets, the softmax, the merge. How dot products and
+// weighted sums are computed is its parameter Math: in fp32 (paged_attention_wide.h) or on pairs of bf16
+// (paged_attention_pairs.h).
 //
-// A row's bits: its score with a key is one chain of multiply-adds over head_dim, ascending; its sums take the 64 keys
-// of a tile lane by lane and are folded in one fixed pattern; its accumulator takes keys in ascending order. None of
+// A row's bits: its dot product with a key is one chain over head_dim, ascending; its weights are summed lane by lane
+// over the 64 keys of a tile and folded in one fixed pattern; its accumulator takes keys in ascending order. None of
 // this depends on how many rows or keys stand beside it, and a key that the row does not see has weight zero, which
 // changes no sum (the sign of a zero apart, which store() makes positive). So decode is the same code as prefill with
 // few rows.
-//
-// A kv tile costs 2 * 64 * head_dim conversions and a transposition of K, then 2 * 64 * head_dim multiply-adds per row.
-// With the three rows of a SmolLM2 decode the two are about equal, 1400 AVX-512 cycles per 16 KiB of cache: as fast as
-// a core reads memory.
 #pragma once
 #include <limits>
 
@@ -21,10 +19,8 @@ namespace {
 
 constexpr int64_t kWidth = Float::kWidth;
 constexpr int64_t kRunTokens = 16;  // the smallest block
-constexpr int64_t kBlockRows = Float::kRows;
-constexpr int64_t kBlockLanes = round_up(kBlockRows, kWidth);
-constexpr int64_t kBlockKeys = Float::kColumns * kWidth;
-static_assert(kTileTokens % kBlockKeys == 0 && kTileTokens % kWidth == 0 && kChunkTokens % kTileTokens == 0);
+constexpr int64_t kRunsPerTile = kTileTokens / kRunTokens;
+static_assert(kRunTokens % kWidth == 0 && kTileTokens % kRunTokens == 0 && kChunkTokens % kTileTokens == 0);
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 PE_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -32,17 +28,12 @@ PE_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
 PE_INLINE int64_t group_of(const PagedAttentionParams& p) { return p.num_heads / p.kv.num_kv_heads; }
 
+// Row r of the tile's q.
 template <typename T>
-void load_queries(const PagedAttentionParams& p, const QueryTile& tile, float* q) {
-  const int64_t group = group_of(p), dim = p.kv.head_dim, padded = padded_dim(dim);
-  const Float scale = Float::splat(p.scale);
-  for (int64_t i = 0; i < tile.num_queries; ++i) {
-    for (int64_t h = 0; h < group; ++h, q += padded) {
-      const T* row = static_cast<const T*>(p.q) + (tile.first_token + i) * p.q_token_stride +
-                     (tile.kv_head * group + h) * p.q_head_stride;
-      for (int64_t d = 0; d < dim; d += kWidth) (Float::load(row + d, dim - d) * scale).store(q + d);
-    }
-  }
+PE_INLINE const T* query_row(const PagedAttentionParams& p, const QueryTile& tile, int64_t r) {
+  const int64_t group = group_of(p);
+  return static_cast<const T*>(p.q) + (tile.first_token + r / group) * p.q_token_stride +
+         (tile.kv_head * group + r % group) * p.q_head_stride;
 }
 
 // Keys [begin, end) of one tile of 64; the absolute position of lane 0 is `origin`.
@@ -106,107 +97,15 @@ PE_INLINE void prefetch_run(const PagedAttentionParams& p, const KeyRuns& runs, 
   }
 }
 
-// The whole run is read: tokens of its block outside [begin, end) may hold anything and their scores are never used.
-template <typename T>
-PE_INLINE void transpose_keys(const T* k, int64_t token_stride, int64_t dim, float* kt) {
-  for (int64_t j = 0; j < kRunTokens; j += kWidth) {
-    for (int64_t d = 0; d < dim; d += kWidth) {
-      Float square[kWidth];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kWidth; ++i) square[i] = Float::load(k + (j + i) * token_stride + d, dim - d);
-      transpose(square);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kWidth; ++i) square[i].store(kt + (d + i) * kTileTokens + j);
-    }
-  }
-}
-
-template <typename T>
-void stage_kv(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys, float* kt, float* v) {
-  const int64_t dim = p.kv.head_dim, padded = padded_dim(dim), token_stride = p.kv.token_stride;
-  const KeyRuns runs = runs_of(p, tile, keys), upcoming = upcoming_runs(p, tile, keys);
-  for (int64_t r = 0; r < kTileTokens / kRunTokens; ++r) {
-    prefetch_run<T>(p, upcoming, r);
-    if (r < runs.first || r >= runs.end) continue;
-    const int64_t lane = r * kRunTokens;
-    transpose_keys(static_cast<const T*>(p.kv.k) + runs.offset[r], token_stride, dim, kt + lane);
-    const T* values = static_cast<const T*>(p.kv.v) + runs.offset[r];
-    for (int64_t j = greater(keys.begin, lane); j < lesser(keys.end, lane + kRunTokens); ++j) {
-      const T* row = values + (j - lane) * token_stride;
-      for (int64_t d = 0; d < dim; d += kWidth) Float::load(row + d, dim - d).store(v + j * padded + d);
-    }
-  }
-}
-
-// s[r][key] = sum over d of q[r][d] * kt[d][key], for the blocks of keys that hold [begin, end).
-template <int kRows>
-void score_rows(const float* q, const float* kt, int64_t dim, int64_t begin, int64_t end, float* s) {
-  const int64_t padded = padded_dim(dim);
-  for (int64_t key = begin / kBlockKeys * kBlockKeys; key < end; key += kBlockKeys) {
-    Float sums[kRows][Float::kColumns];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int c = 0; c < Float::kColumns; ++c) sums[r][c] = Float::splat(0.0f);
-    }
-    for (int64_t d = 0; d < dim; ++d) {
-      Float k[Float::kColumns];
-#pragma GCC unroll 4
-      for (int c = 0; c < Float::kColumns; ++c) k[c] = Float::load(kt + d * kTileTokens + key + c * kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Float x = Float::splat(q[r * padded + d]);
-#pragma GCC unroll 4
-        for (int c = 0; c < Float::kColumns; ++c) sums[r][c] = fma(x, k[c], sums[r][c]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int c = 0; c < Float::kColumns; ++c) sums[r][c].store(s + r * kTileTokens + key + c * kWidth);
-    }
-  }
-}
-
-// acc[r][d] = acc[r][d] * decay[r] + sum over keys in [begin, end) of weights[r][key] * v[key][d], for kColumns vectors
-// of d.
-template <int kRows, int kColumns>
-void add_values(const float* weights, const float* v, int64_t padded, int64_t begin, int64_t end, const float* decay,
-                float* acc) {
-  Float sums[kRows][kColumns];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    const Float x = Float::splat(decay[r]);
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) sums[r][c] = Float::load(acc + r * padded + c * kWidth) * x;
-  }
-  for (int64_t key = begin; key < end; ++key) {
-    Float values[kColumns];
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) values[c] = Float::load(v + key * padded + c * kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Float x = Float::splat(weights[r * kTileTokens + key]);
-#pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) sums[r][c] = fma(x, values[c], sums[r][c]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) sums[r][c].store(acc + r * padded + c * kWidth);
-  }
-}
-
-// One row's scores become weights e^(s - max), zero outside [begin, end). Returns the new maximum; adds up into *sum.
-PE_INLINE float soften(float* s, int64_t begin, int64_t end, float old_max, float* sum_of_weights) {
+// One row's dot products become weights e^(scale * dot - max), zero outside [begin, end). Returns the new maximum.
+PE_INLINE float soften(float* s, float scale, int64_t begin, int64_t end, float old_max, float* sum_of_weights) {
   constexpr int kVectors = kTileTokens / kWidth;
   Float x[kVectors];
   Float top = Float::splat(kMinusInfinity);
   const bool whole = begin <= 0 && end >= kTileTokens;
 #pragma GCC unroll 16
   for (int i = 0; i < kVectors; ++i) {
-    x[i] = Float::load(s + i * kWidth);
+    x[i] = fma(Float::load(s + i * kWidth), Float::splat(scale), Float::splat(0.0f));
     if (!whole) {
       const Int lane = Int::iota() + Int::splat(static_cast<int32_t>(i * kWidth));
       const Mask seen =
@@ -228,47 +127,40 @@ PE_INLINE float soften(float* s, int64_t begin, int64_t end, float old_max, floa
   return new_max;
 }
 
-// `rows` neighbouring rows against one tile of keys.
+// Up to kBlockRows neighbouring rows against one tile of keys.
+constexpr int64_t kBlockRows = 16;
+
 struct RowBlock {
-  const float* q = nullptr;
-  const float* kt = nullptr;
+  const float* q = nullptr;  // as Math staged it
+  const float* k = nullptr;
   const float* v = nullptr;
-  int64_t dim = 0;
+  int64_t dim = 0, rows = 0;
+  float scale = 0;
   SoftmaxState state;
   int64_t begin[kBlockRows] = {}, end[kBlockRows] = {};  // the keys that each row sees
+
+  // Any row sees only keys in this range: later rows see later keys.
+  int64_t first_key() const { return begin[0]; }
+  int64_t end_key() const { return end[rows - 1]; }
 };
 
-template <int kRows>
-void attend_rows(const RowBlock& block) {
-  alignas(64) float s[kRows * kTileTokens];
-  alignas(64) float decay[kBlockLanes] = {}, added[kBlockLanes] = {}, sums[kBlockLanes] = {};
-  std::memcpy(sums, block.state.sum, sizeof(float) * kRows);
-  const int64_t dim = block.dim, padded = padded_dim(dim), begin = block.begin[0], end = block.end[kRows - 1];
-  score_rows<kRows>(block.q, block.kt, dim, begin, end, s);
-  for (int r = 0; r < kRows; ++r) {
+// Turns the dot products of the block, [rows][kTileTokens], into weights; brings max and sum up to date. decay[r] is
+// what the row's accumulator must be multiplied by.
+PE_INLINE void soften_rows(const RowBlock& block, float* s, float* decay) {
+  alignas(64) float added[kBlockRows] = {}, sums[kBlockRows] = {};
+  for (int64_t r = 0; r < block.rows; ++r) {
     const float old_max = block.state.max[r];
-    const float new_max = soften(s + r * kTileTokens, block.begin[r], block.end[r], old_max, added + r);
+    const float new_max = soften(s + r * kTileTokens, block.scale, block.begin[r], block.end[r], old_max, added + r);
     block.state.max[r] = new_max;
     decay[r] = old_max - new_max;
+    sums[r] = block.state.sum[r];
   }
-  for (int64_t r = 0; r < kRows; r += kWidth) exp_negative(Float::load(decay + r)).store(decay + r);
-  for (int64_t r = 0; r < kRows; r += kWidth) {
-    fma(Float::load(sums + r), Float::load(decay + r), Float::load(added + r)).store(sums + r);
+  for (int64_t r = 0; r < block.rows; r += kWidth) {
+    const Float factor = exp_negative(Float::load(decay + r));
+    factor.store(decay + r);
+    fma(Float::load(sums + r), factor, Float::load(added + r)).store(sums + r);
   }
-  std::memcpy(block.state.sum, sums, sizeof(float) * kRows);
-  int64_t d = 0;
-  for (; d + Float::kColumns * kWidth <= padded; d += Float::kColumns * kWidth) {
-    add_values<kRows, Float::kColumns>(s, block.v + d, padded, begin, end, decay, block.state.acc + d);
-  }
-  for (; d < padded; d += kWidth) add_values<kRows, 1>(s, block.v + d, padded, begin, end, decay, block.state.acc + d);
-}
-
-template <int kRows = kBlockRows>
-void attend_rows(const RowBlock& block, int64_t rows) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return attend_rows<kRows - 1>(block, rows);
-  }
-  attend_rows<kRows>(block);
+  for (int64_t r = 0; r < block.rows; ++r) block.state.sum[r] = sums[r];
 }
 
 // The keys of `keys` that a query at `position` sees, as lanes of the tile.
@@ -279,6 +171,7 @@ PE_INLINE void seen_lanes(const KeyTile& keys, int64_t position, int32_t window,
 }
 
 // The rows that see any key of the tile stand side by side: a later query sees later keys.
+template <typename Math>
 PE_INLINE void attend_tile(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys, RowBlock block) {
   const int64_t group = group_of(p), padded = padded_dim(block.dim);
   const int64_t first = greater(0, keys.origin + keys.begin - tile.first_position);
@@ -286,31 +179,33 @@ PE_INLINE void attend_tile(const PagedAttentionParams& p, const QueryTile& tile,
   if (p.window > 0) last = lesser(last, keys.origin + keys.end - 1 + p.window - tile.first_position);
   const float* q = block.q;
   const SoftmaxState state = block.state;
-  for (int64_t row = first * group; row < last * group; row += kBlockRows) {
-    const int64_t rows = lesser(kBlockRows, last * group - row);
-    block.q = q + row * padded;
+  for (int64_t row = first * group; row < last * group; row += Math::kRows) {
+    block.rows = lesser(Math::kRows, last * group - row);
+    block.q = q + row * Math::query_floats(block.dim);
     block.state = {state.max + row, state.sum + row, state.acc + row * padded};
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < block.rows; ++r) {
       seen_lanes(keys, tile.first_position + (row + r) / group, p.window, block.begin + r, block.end + r);
     }
-    attend_rows(block, rows);
+    Math::attend(block);
   }
 }
 
 // The softmax of each row over the keys of one chunk, from the empty state.
-template <typename T>
+template <typename Math>
 void attend(const PagedAttentionParams& p, const QueryTile& tile, int64_t chunk, const float* q, float* kv,
             SoftmaxState state) {
+  [[maybe_unused]] const typename Math::Session session;
   const int64_t rows = tile.num_queries * group_of(p), dim = p.kv.head_dim, padded = padded_dim(dim);
   for (int64_t r = 0; r < rows; ++r) state.max[r] = kMinusInfinity, state.sum[r] = 0;
   std::memset(state.acc, 0, sizeof(float) * rows * padded);
+  float* v = kv + kTileTokens * padded;
   RowBlock block;
-  block.q = q, block.kt = kv, block.v = kv + kTileTokens * padded, block.dim = dim, block.state = state;
+  block.q = q, block.k = kv, block.v = v, block.dim = dim, block.scale = p.scale, block.state = state;
   for (int64_t origin = chunk * kChunkTokens; origin < (chunk + 1) * kChunkTokens; origin += kTileTokens) {
     const KeyTile keys = keys_at(p, tile, origin);
     if (keys.begin >= keys.end) continue;
-    stage_kv<T>(p, tile, keys, kv, kv + kTileTokens * padded);
-    attend_tile(p, tile, keys, block);
+    Math::stage(p, tile, keys, kv, v);
+    attend_tile<Math>(p, tile, keys, block);
   }
 }
 
@@ -349,20 +244,8 @@ void store(const PagedAttentionParams& p, const QueryTile& tile, SoftmaxState st
   }
 }
 
-template <typename T>
-constexpr AttentionKernel kKernel = {load_queries<T>, attend<T>, merge, store<T>};
-
-PE_INLINE const AttentionKernel& kernel_for(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return kKernel<float>;
-    case DType::kF16:
-      return kKernel<F16>;
-    case DType::kBF16:
-      break;
-  }
-  return kKernel<BF16>;
-}
+template <typename Math>
+constexpr AttentionKernel kKernel = {Math::load_queries, attend<Math>, merge, store<typename Math::Element>};
 
 }  // namespace
 }  // namespace pe::cpu

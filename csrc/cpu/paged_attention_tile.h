@@ -40,20 +40,24 @@ constexpr SoftmaxState state_at(float* floats, int64_t rows) {
   const int64_t padded = round_up<int64_t>(rows, 16);
   return {floats, floats + padded, floats + 2 * padded};
 }
-// One tile of keys, transposed, and of values: [padded head_dim][kTileTokens] and [kTileTokens][padded head_dim].
+// One tile of keys and values, in fp32 at most.
 constexpr int64_t kv_floats(int64_t head_dim) { return 2 * kTileTokens * padded_dim(head_dim); }
 
-// The four steps of a tile; all memory is 64-byte aligned and the caller's.
+// The staged queries of a tile, with room for a block of rows that begins at the last one.
+constexpr int64_t query_floats(int64_t rows, int64_t head_dim) { return (rows + 16) * padded_dim(head_dim); }
+
+// The four steps of a tile; all memory is 64-byte aligned and the caller's. What lies in q and kv is the kernel's
+// affair.
 struct AttentionKernel {
-  void (*load_queries)(const PagedAttentionParams&, const QueryTile&,
-                       float* q);  // [rows, padded head_dim], times scale
+  void (*load_queries)(const PagedAttentionParams&, const QueryTile&, float* q);
   void (*attend)(const PagedAttentionParams&, const QueryTile&, int64_t chunk, const float* q, float* kv, SoftmaxState);
   void (*merge)(int64_t rows, int64_t head_dim, SoftmaxState from, SoftmaxState into);
   void (*store)(const PagedAttentionParams&, const QueryTile&, SoftmaxState);
 };
 
-const AttentionKernel& attention_generic(DType);
-const AttentionKernel& attention_avx2(DType);
-const AttentionKernel& attention_avx512(DType);
+const AttentionKernel& attention_generic(DType, int64_t head_dim);
+const AttentionKernel& attention_avx2(DType, int64_t head_dim);
+const AttentionKernel& attention_avx512(DType, int64_t head_dim);
+const AttentionKernel& attention_amx(DType, int64_t head_dim);
 
 }  // namespace pe::cpu
