@@ -25,12 +25,12 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-const RowKernels& row_kernels() {
+const SampleKernels& sample_kernels() {
 #if defined(__x86_64__)
-  if (current_isa() >= Isa::kAvx512Bf16) return row_kernels_avx512();
-  if (current_isa() >= Isa::kAvx2) return row_kernels_avx2();
+  if (current_isa() >= Isa::kAvx512Bf16) return sample_kernels_avx512();
+  if (current_isa() >= Isa::kAvx2) return sample_kernels_avx2();
 #endif
-  return row_kernels_generic();
+  return sample_kernels_generic();
 }
 
 // The parameters of one row.
@@ -42,7 +42,7 @@ struct Filters {
 
 class RowSampler {
  public:
-  int32_t sample(const RowKernels& kernels, const float* logits, int64_t vocab_size, const Filters& f) {
+  int32_t sample(const SampleKernels& kernels, const float* logits, int64_t vocab_size, const Filters& f) {
     kernels_ = &kernels;
     if (f.temperature == 0) return kernels_->greedy(logits, vocab_size);
     reserve(vocab_size);
@@ -138,7 +138,7 @@ class RowSampler {
     return n;
   }
 
-  const RowKernels* kernels_ = nullptr;
+  const SampleKernels* kernels_ = nullptr;
   float top_ = 0;
   std::vector<float> scores_, kept_, active_, next_, values_;
   std::vector<int32_t> ids_;
@@ -158,7 +158,7 @@ void sample(const SampleParams& params) {
   run(params, [](const SampleParams& p) {
     parallel_for(p.num_rows, 1, [&p](int64_t begin, int64_t end) {
       static thread_local RowSampler sampler;
-      const RowKernels& kernels = row_kernels();
+      const SampleKernels& kernels = sample_kernels();
       for (int64_t b = begin; b < end; ++b) {
         const int64_t r = p.param_rows ? p.param_rows[b] : b;
         if (r < 0) continue;

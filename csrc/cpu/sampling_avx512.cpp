@@ -4,7 +4,7 @@
 
 namespace pe::cpu {
 
-const RowKernels& row_kernels_avx512() { return kRowKernels; }
+const SampleKernels& sample_kernels_avx512() { return kSampleKernels; }
 
 }  // namespace pe::cpu
 #endif

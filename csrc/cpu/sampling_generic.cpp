@@ -3,6 +3,6 @@
 
 namespace pe::cpu {
 
-const RowKernels& row_kernels_generic() { return kRowKernels; }
+const SampleKernels& sample_kernels_generic() { return kSampleKernels; }
 
 }  // namespace pe::cpu

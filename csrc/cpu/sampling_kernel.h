@@ -160,7 +160,7 @@ int32_t draw(const float* scores, const int32_t* ids, int64_t n, float top, floa
   return winner.id;
 }
 
-constexpr RowKernels kRowKernels = {greedy, scale, collect, mass, draw};
+constexpr SampleKernels kSampleKernels = {greedy, scale, collect, mass, draw};
 
 }  // namespace
 }  // namespace pe::cpu

@@ -11,7 +11,7 @@ namespace pe::cpu {
 constexpr int64_t kScorePadding = 16;
 
 // Passes over one row. -inf is a masked token: no pass ever keeps it.
-struct RowKernels {
+struct SampleKernels {
   // The id of the largest logit, the lowest among equals; -1 for a row with NaN or +inf or nothing but -inf.
   int32_t (*greedy)(const float* logits, int64_t n);
 
@@ -30,9 +30,9 @@ struct RowKernels {
   int32_t (*draw)(const float* scores, const int32_t* ids, int64_t n, float top, float low, uint32_t key);
 };
 
-const RowKernels& row_kernels_generic();
-const RowKernels& row_kernels_avx2();
-const RowKernels& row_kernels_avx512();
+const SampleKernels& sample_kernels_generic();
+const SampleKernels& sample_kernels_avx2();
+const SampleKernels& sample_kernels_avx512();
 
 // The finaliser of murmur3 (A. Appleby, public domain).
 static constexpr uint32_t mix(uint32_t h) {
