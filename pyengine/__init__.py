@@ -21,7 +21,7 @@ _LAZY = {
     "RequestOutput": "pyengine.outputs",
     "CompletionOutput": "pyengine.outputs",
 }
-__all__ = [*_LAZY, "__version__"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:

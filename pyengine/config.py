@@ -1,8 +1,9 @@
 """Configuration: frozen dataclasses whose fields are also the command-line options.
 
-``EngineConfig`` is what a user asked for. It is built once, by the command line or ``LLM``, sent as JSON to the engine process, and resolved there
-against the model and the machine into a new object. Facts learnt at run time (number of blocks, ...) travel in ``protocol.Ready``, never in here.
-Each field's metadata holds the help text that ``--help`` shows; nothing in here imports torch.
+``EngineConfig`` is what a user asked for. It is built once, by the command line or ``LLM``, sent as JSON to the engine
+process, and resolved there against the model and the machine into a new object. Facts learnt at run time (number of
+blocks, ...) travel in ``protocol.Ready``, never in here. Each field's metadata holds the help text that ``--help``
+shows; nothing in here imports torch.
 """
 
 from __future__ import annotations
@@ -24,22 +25,39 @@ def option(default: object, help: str, **extra: object):
 class EngineConfig:
     """Everything the engine needs to start. Sizes in tokens unless named otherwise; None means: work it out."""
 
-    model: str = option(DEFAULT_MODEL, "folder with config.json and safetensors, a .gguf file, a hub id, or smollm2-135m")
+    model: str = option(
+        DEFAULT_MODEL, "folder with config.json and safetensors, a .gguf file, a hub id, or smollm2-135m"
+    )
     tokenizer: str | None = option(None, "tokenizer folder or file, when it is not with the model")
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    load_format: str = option("auto", "auto: by what the model path holds; dummy: random weights (only config.json is read)",
-                              choices=("auto", "dummy"))
-    dtype: str = option("auto", "element type of weights and KV cache; auto: the checkpoint's own (fp16 becomes bfloat16 on the CPU)",
-                        choices=("auto", "bfloat16", "float16", "float32"))
-    device: str = option("auto", "auto: cuda when a GPU and its kernels are there, else cpu", choices=("auto", "cuda", "cpu"))
+    load_format: str = option(
+        "auto",
+        "auto: by what the model path holds; dummy: random weights (only config.json is read)",
+        choices=("auto", "dummy"),
+    )
+    dtype: str = option(
+        "auto",
+        "element type of weights and KV cache; auto: the checkpoint's own (fp16 becomes bfloat16 on the CPU)",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    device: str = option(
+        "auto", "auto: cuda when a GPU and its kernels are there, else cpu", choices=("auto", "cuda", "cpu")
+    )
     seed: int = option(0, "seed of dummy weights")
-    max_model_len: int | None = option(None, "prompt and output tokens of one sequence at most; default: the model's own limit, "
-                                             "shrunk with a warning to what the KV cache holds")
+    max_model_len: int | None = option(
+        None,
+        "prompt and output tokens of one sequence at most; default: the model's own limit, "
+        "shrunk with a warning to what the KV cache holds",
+    )
     block_size: int = option(16, "tokens per KV block", choices=(16, 32, 64, 128, 256))
     gpu_memory_utilization: float = option(0.92, "share of the GPU's memory that pyengine may fill, in (0, 1]")
-    kv_cache_memory: str | None = option(None, "bytes for the KV cache (4GiB, 500MB, ...), instead of what the utilization leaves")
+    kv_cache_memory: str | None = option(
+        None, "bytes for the KV cache (4GiB, 500MB, ...), instead of what the utilization leaves"
+    )
     max_num_seqs: int | None = option(None, "sequences computed together; default 256 on a GPU, 64 on a CPU")
-    max_num_batched_tokens: int | None = option(None, "tokens computed in one step; default 8192 on a GPU, 1024 on a CPU")
+    max_num_batched_tokens: int | None = option(
+        None, "tokens computed in one step; default 8192 on a GPU, 1024 on a CPU"
+    )
     prefix_caching: bool = option(True, "reuse KV blocks of equal prompt prefixes")
     enforce_eager: bool = option(False, "never capture a step as a graph (slower; for debugging)")
     async_scheduling: bool = option(True, "schedule the next step while the GPU runs this one")
@@ -53,7 +71,9 @@ class EngineConfig:
             choices = spec.metadata.get("choices")
             if choices and getattr(self, spec.name) not in choices:
                 flag = "--" + spec.name.replace("_", "-")
-                raise ConfigError(f"{flag} must be one of {', '.join(map(str, choices))}, got {getattr(self, spec.name)!r}")
+                raise ConfigError(
+                    f"{flag} must be one of {', '.join(map(str, choices))}, got {getattr(self, spec.name)!r}"
+                )
         if self.kv_cache_memory is not None:
             parse_bytes(self.kv_cache_memory)
 
@@ -68,15 +88,27 @@ def _check_positive(config: object, *names: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
-_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "kb": 10**3,
+    "m": 10**6,
+    "mb": 10**6,
+    "g": 10**9,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 
 
 def parse_bytes(text: str) -> int:
     """``"4GiB"``, ``"500MB"``, ``"1073741824"`` as a number of bytes; raises ConfigError on anything else."""
     stripped = text.strip().lower()
     number = stripped.rstrip("bkmgti")
-    unit = stripped[len(number):]
+    unit = stripped[len(number) :]
     try:
         value = int(float(number) * _UNITS[unit])
     except (KeyError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
 """The engine: a scheduler, a runner, and one step at a time. No sockets, no text.
 
-    schedule ──▶ execute ──▶ wait ──▶ update        one step in flight (CPU)
-    schedule N+1 while the device computes N        two in flight (GPU): only *when* ``wait`` is called differs
+schedule ──▶ execute ──▶ wait ──▶ update        one step in flight (CPU)
+schedule N+1 while the device computes N        two in flight (GPU): only *when* ``wait`` is called differs
 """
 
 from __future__ import annotations
@@ -45,10 +45,19 @@ class EngineFacts:
     def ready(self) -> Ready:
         plan = self.plan
         return Ready(
-            model_name=self.model.architecture, max_model_len=plan.max_model_len, vocab_size=self.model.vocab_size, num_blocks=plan.num_blocks,
-            block_size=plan.block_size, dtype=self.dtype, device=self.device.name, max_num_seqs=plan.max_num_seqs,
-            max_num_batched_tokens=plan.max_num_batched_tokens, startup_s=self.startup_s, memory=plan.ledger,
-            notes=[*self.notes, *plan.warnings])
+            model_name=self.model.architecture,
+            max_model_len=plan.max_model_len,
+            vocab_size=self.model.vocab_size,
+            num_blocks=plan.num_blocks,
+            block_size=plan.block_size,
+            dtype=self.dtype,
+            device=self.device.name,
+            max_num_seqs=plan.max_num_seqs,
+            max_num_batched_tokens=plan.max_num_batched_tokens,
+            startup_s=self.startup_s,
+            memory=plan.ledger,
+            notes=[*self.notes, *plan.warnings],
+        )
 
 
 class Engine:
@@ -78,13 +87,25 @@ class Engine:
             dtype, note = resolve_dtype(config.dtype, model, device.kind)
             plan = _plan(config, model, dtype, device)
         with phases("load weights"):
-            shortened = dataclasses.replace(model, max_position=plan.max_model_len)  # no rotary table for positions that cannot come
-            graph = load_model(path, shortened, dtype, device.torch_device, progress, config.seed if config.load_format == "dummy" else None)
+            shortened = dataclasses.replace(
+                model, max_position=plan.max_model_len
+            )  # no rotary table for positions that cannot come
+            graph = load_model(
+                path,
+                shortened,
+                dtype,
+                device.torch_device,
+                progress,
+                config.seed if config.load_format == "dummy" else None,
+            )
         with phases("warm up"):
             runner = ModelRunner(graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager)
             runner.warm_up()
-        limits = SchedulerLimits(max_num_seqs=plan.max_num_seqs, max_num_batched_tokens=plan.max_num_batched_tokens,
-                                 max_model_len=plan.max_model_len)
+        limits = SchedulerLimits(
+            max_num_seqs=plan.max_num_seqs,
+            max_num_batched_tokens=plan.max_num_batched_tokens,
+            max_model_len=plan.max_model_len,
+        )
         scheduler = Scheduler(limits, BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching))
         facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
         return cls(scheduler, runner, facts, 2 if device.kind == "cuda" and config.async_scheduling else 1)
@@ -118,10 +139,22 @@ class Engine:
 
 
 def _plan(config: EngineConfig, model: ModelConfig, dtype: str, device: Device) -> MemoryPlan:
-    """The memory plan; the attention's buffers depend on the plan's own limits, so it is made twice where they matter."""
+    """The memory plan; the attention's buffers depend on the plan's own limits, so it is made twice where they
+    matter.
+    """
     plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes)
-    num_bytes = sum(ops.attention_buffer_bytes(plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, model.num_heads,
-                                               model.num_kv_heads, model.head_dim, getattr(torch, dtype), device.torch_device))
+    num_bytes = sum(
+        ops.attention_buffer_bytes(
+            plan.max_num_seqs,
+            plan.max_num_batched_tokens,
+            plan.max_model_len,
+            model.num_heads,
+            model.num_kv_heads,
+            model.head_dim,
+            getattr(torch, dtype),
+            device.torch_device,
+        )
+    )
     if num_bytes:
         plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes, num_bytes)
     return plan

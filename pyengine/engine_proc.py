@@ -1,8 +1,9 @@
 """The engine as a process: ``python -m pyengine.engine_proc ADDRESS`` with an EngineConfig as JSON on standard input.
 
-A loop around ``Engine``: drain the socket, step, send one message per server. It speaks token ids only (``protocol``), over a ZMQ ROUTER socket
-on a local path that its parent made in a private folder. It blocks on the socket only when there is nothing to compute, ends with its parent, and
-tells its parent why when it cannot go on. It can be started by hand under a debugger or profiler.
+A loop around ``Engine``: drain the socket, step, send one message per server. It speaks token ids only (``protocol``),
+over a ZMQ ROUTER socket on a local path that its parent made in a private folder. It blocks on the socket only when
+there is nothing to compute, ends with its parent, and tells its parent why when it cannot go on. It can be started by
+hand under a debugger or profiler.
 """
 
 from __future__ import annotations
@@ -52,14 +53,18 @@ class Link:
     def __init__(self, address: str):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # a server drains in its own time; its memory is bounded by its live requests
+        self._socket.setsockopt(
+            zmq.SNDHWM, 0
+        )  # a server drains in its own time; its memory is bounded by its live requests
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(address)
         self._servers: dict[bytes, None] = {}
 
     def receive(self, timeout_ms: int) -> list[tuple[bytes, ToEngine]]:
-        """Everything that has arrived, waiting up to ``timeout_ms`` for the first message. Foreign bytes are dropped with a log line."""
+        """Everything that has arrived, waiting up to ``timeout_ms`` for the first message. Foreign bytes are dropped
+        with a log line.
+        """
         messages = []
         while self._socket.poll(0 if messages else timeout_ms):
             server, data = self._socket.recv_multipart()
@@ -93,8 +98,13 @@ class EngineLoop:
         self._ready: Ready = engine.facts.ready()
         self._server_of: dict[str, bytes] = {}  # live requests
         self._next_stats_s = 0.0
-        self._handlers = {Hello: self._on_hello, Request: self._on_request, Abort: self._on_abort,
-                          AbortSequence: self._on_abort_sequence, Control: self._on_control}
+        self._handlers = {
+            Hello: self._on_hello,
+            Request: self._on_request,
+            Abort: self._on_abort,
+            AbortSequence: self._on_abort_sequence,
+            Control: self._on_control,
+        }
         self.stopping = False
 
     def run(self) -> None:
@@ -186,7 +196,9 @@ def main(argv: list[str]) -> int:
         print("usage: python -m pyengine.engine_proc ipc:///path/of/socket < config.json", file=sys.stderr)
         return 2
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the server decides when to stop
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C reaches the whole group; the server decides when to stop
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineConfig)
     link = Link(argv[1])
     link.receive(IDLE_POLL_MS)  # the parent says hello, so that it can be told of progress and failure

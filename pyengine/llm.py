@@ -1,6 +1,8 @@
-"""The offline door: ``LLM(model=...).generate(prompts, params)`` over the same scheduler, runner and text code as the server.
+"""The offline door: ``LLM(model=...).generate(prompts, params)`` over the same scheduler, runner and text code as the
+server.
 
-Thousands of prompts may be given in one call: they are queued, batched by the scheduler as memory allows, and come back in the order given.
+Thousands of prompts may be given in one call: they are queued, batched by the scheduler as memory allows, and come
+back in the order given.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class LLM:
         """Continue each prompt.
 
         Args:
-            prompts: one prompt or a list: text, a list of token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.
+            prompts: one prompt or a list: text, a list of token ids, ``{"prompt": text}`` or ``{"prompt_token_ids":
+                ids}``.
             sampling_params: one for all, one for each, or None for the checkpoint's defaults.
 
         Raises RequestError for a prompt or parameter that cannot be served, before anything is computed.
@@ -62,11 +65,18 @@ class LLM:
         prepared = [self._text.prepare_offline(prompt, each) for prompt, each in zip(many, params, strict=True)]
         return self._run(prepared, use_tqdm)
 
-    def chat(self, messages: Any, sampling_params: Params = None, use_tqdm: bool = True, **template_kwargs: Any) -> list[RequestOutput]:
-        """Answer one conversation (a list of messages) or several (a list of such lists); keyword arguments go to the chat template."""
+    def chat(
+        self, messages: Any, sampling_params: Params = None, use_tqdm: bool = True, **template_kwargs: Any
+    ) -> list[RequestOutput]:
+        """Answer one conversation (a list of messages) or several (a list of such lists); keyword arguments go to the
+        chat template.
+        """
         many = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         params = self._params_for(sampling_params, len(many))
-        prepared = [self._text.prepare_messages(each, self._text.check_params(p), **template_kwargs) for each, p in zip(many, params, strict=True)]
+        prepared = [
+            self._text.prepare_messages(each, self._text.check_params(p), **template_kwargs)
+            for each, p in zip(many, params, strict=True)
+        ]
         return self._run(prepared, use_tqdm)
 
     def get_tokenizer(self) -> Tokenizer:
@@ -89,7 +99,9 @@ class LLM:
         live = dict(jobs)
         try:
             for request_id, job in jobs.items():
-                self._engine.add(Request(request_id, job.prompt.token_ids, job.prompt.params, list(self._text.eos_token_ids)))
+                self._engine.add(
+                    Request(request_id, job.prompt.token_ids, job.prompt.params, list(self._text.eos_token_ids))
+                )
             with tqdm(total=len(jobs), desc="prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
                 while self._engine.has_work:
                     for delta in self._engine.step():
@@ -120,13 +132,21 @@ class _Job:
     generations: list[Generation]
 
     def output(self, request_id: str) -> RequestOutput:
-        return RequestOutput(request_id, self.prompt.text, self.prompt.token_ids, [CompletionOutput.of(each) for each in self.generations],
-                             finished=True, num_cached_tokens=self.generations[0].num_cached_tokens)
+        return RequestOutput(
+            request_id,
+            self.prompt.text,
+            self.prompt.token_ids,
+            [CompletionOutput.of(each) for each in self.generations],
+            finished=True,
+            num_cached_tokens=self.generations[0].num_cached_tokens,
+        )
 
 
 def _as_list(prompts: Any) -> list:
     """A single prompt (text, ids or an object) as a list of one."""
-    if isinstance(prompts, (str, dict)) or (isinstance(prompts, (list, tuple)) and prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, (str, dict)) or (
+        isinstance(prompts, (list, tuple)) and prompts and isinstance(prompts[0], int)
+    ):
         return [prompts]
     return list(prompts)
 

@@ -4,7 +4,8 @@ Text never crosses this border and tensors never cross it either: prompts are to
 message is an array-like tagged struct, so that a decoder accepts exactly these types and nothing executable. One
 ``StepDeltas`` goes to each server per engine step, however many tokens it carries.
 
-    server -> engine: Hello, Request, Abort(Sequence), Control      engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
+    server -> engine: Hello, Request, Abort, AbortSequence, Control
+    engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
 """
 
 from __future__ import annotations

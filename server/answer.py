@@ -1,6 +1,7 @@
 """One HTTP answer: the engine's tokens for all its prompts and sequences, turned into text as they come.
 
-Choice index: prompt i, sequence j of n -> i * n + j. Whoever makes an answer closes it, whatever happens; closing aborts in the engine what still runs.
+Choice index: prompt i, sequence j of n -> i * n + j. Whoever makes an answer closes it, whatever happens; closing
+aborts in the engine what still runs.
 """
 
 from __future__ import annotations
@@ -81,5 +82,3 @@ class Answer:
         self._service.client.forget(self._stream)
         reasons = {generation.finish_reason for generation in self.generations}
         self._metrics.finish(reason or ("abort" if None in reasons else "length" if "length" in reasons else "stop"))
-
-

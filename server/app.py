@@ -1,4 +1,6 @@
-"""The Flask application: blueprints and error handlers, put together around a service that exists once the engine is ready."""
+"""The Flask application: blueprints and error handlers, put together around a service that exists once the engine is
+ready.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The command line: options come from the fields of EngineConfig and ServerConfig, with their types, defaults and help."""
+"""The command line: options come from the fields of EngineConfig and ServerConfig, with their types, defaults and
+help.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ EPILOG = """examples:
   python -m server --model /models/Llama-3.1-8B-Instruct   a Hugging Face folder
   python -m server --model model.Q4_1.gguf --port 9000     a GGUF file
 
-The API is OpenAI's: http://127.0.0.1:8000/v1/chat/completions, /v1/completions, /v1/models; besides /health, /ready, /version, /metrics.
+The API is OpenAI's: http://127.0.0.1:8000/v1/chat/completions, /v1/completions, /v1/models; besides /health, /ready,
+/version, /metrics.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m server", description="pyengine: serve a language model with OpenAI's API.", epilog=EPILOG,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="pyengine: serve a language model with OpenAI's API.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"pyengine {__version__}")
     _add_options(parser.add_argument_group("server"), ServerConfig)
     _add_options(parser.add_argument_group("model and engine"), EngineConfig)
@@ -40,10 +47,21 @@ def _add_options(group: argparse._ArgumentGroup, config_class: type) -> None:
             help_text += f" (default {field.default})"
         if hints[field.name] is bool:
             default_text = "on" if field.default else "off"
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=f"{help_text} (default {default_text})")
+            group.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=f"{help_text} (default {default_text})",
+            )
         else:
-            group.add_argument(flag, type=_plain_type(hints[field.name]), default=argparse.SUPPRESS, metavar=field.name.rsplit("_", 1)[-1].upper(),
-                               help=help_text, choices=field.metadata.get("choices"))
+            group.add_argument(
+                flag,
+                type=_plain_type(hints[field.name]),
+                default=argparse.SUPPRESS,
+                metavar=field.name.rsplit("_", 1)[-1].upper(),
+                help=help_text,
+                choices=field.metadata.get("choices"),
+            )
 
 
 def _plain_type(hint: object) -> type:
@@ -58,7 +76,9 @@ def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
     values = vars(build_parser().parse_args(argv))
 
     def of(config_class: type):
-        return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class) if field.name in values})
+        return config_class(
+            **{field.name: values[field.name] for field in dataclasses.fields(config_class) if field.name in values}
+        )
 
     return of(ServerConfig), of(EngineConfig)
 

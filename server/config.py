@@ -17,7 +17,9 @@ class ServerConfig:
     served_model_name: str | None = option(None, "name that clients use in 'model'; default: the model as given")
     chat_template: str | None = option(None, "file with a Jinja chat template, instead of the checkpoint's own")
     shutdown_timeout: float = option(30.0, "seconds that running requests may take to finish after SIGTERM")
-    keep_alive_interval: float = option(15.0, "seconds between comment lines on a stream that has nothing to say yet; 0: none")
+    keep_alive_interval: float = option(
+        15.0, "seconds between comment lines on a stream that has nothing to say yet; 0: none"
+    )
     max_body_size: int = option(8 << 20, "bytes of a request body at most")
     access_log: bool = option(False, "print a line for every HTTP request")
 

@@ -1,4 +1,6 @@
-"""What the operator sees: a progress bar while the engine starts, one summary when it is ready, a line when something happens."""
+"""What the operator sees: a progress bar while the engine starts, one summary when it is ready, a line when something
+happens.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def say(text: str) -> None:
 
 
 class ProgressBar:
-    """One bar, renewed whenever the text changes; silent when standard error is no terminal, but for a line per phase."""
+    """One bar, renewed whenever the text changes; silent when standard error is no terminal, but for a line per
+    phase.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -35,7 +39,13 @@ class ProgressBar:
             if not sys.stderr.isatty():
                 say(text)
                 return
-            self._bar = tqdm(total=100, desc=text, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}", file=sys.stderr, leave=False)
+            self._bar = tqdm(
+                total=100,
+                desc=text,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+                file=sys.stderr,
+                leave=False,
+            )
         if self._bar is not None:
             self._bar.n = round(100 * min(fraction, 1.0))
             self._bar.refresh()
@@ -52,8 +62,11 @@ def print_summary(ready: Ready, config: ServerConfig, service: Service, started_
     width = max(map(len, ready.memory))
     lines += [f"  {name:<{width}}  {format_bytes(size):>10}" for name, size in ready.memory.items()]
     slots = ready.num_blocks * ready.block_size
-    lines.append(f"  {ready.num_blocks} KV blocks of {ready.block_size} tokens: {slots / ready.max_model_len:.1f} sequences of {ready.max_model_len} tokens; "
-                 f"steps of up to {ready.max_num_seqs} sequences, {ready.max_num_batched_tokens} tokens")
+    lines.append(
+        f"  {ready.num_blocks} KV blocks of {ready.block_size} tokens: {slots / ready.max_model_len:.1f} sequences of "
+        f"{ready.max_model_len} tokens; "
+        f"steps of up to {ready.max_num_seqs} sequences, {ready.max_num_batched_tokens} tokens"
+    )
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.startup_s.items())
     lines.append(f"  ready in {time.monotonic() - started_s:.1f} s ({phases})")
     lines += [f"  note: {note}" for note in (*ready.notes, *service.notes)]

@@ -1,8 +1,8 @@
 """The server's end of the socket: requests out, token deltas in, one stream per live request.
 
-One greenlet reads the socket; every request waits on its own ``TokenStream``. A stream merges what its reader has not fetched yet, so a slow client costs
-memory by its tokens, not by its messages, and never slows others. Streams keep the request and all tokens received, which is what it
-would take to continue them on a restarted engine.
+One greenlet reads the socket; every request waits on its own ``TokenStream``. A stream merges what its reader has not
+fetched yet, so a slow client costs memory by its tokens, not by its messages, and never slows others. Streams keep the
+request and all tokens received, which is what it would take to continue them on a restarted engine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class TokenStream:
     def __init__(self, requests: list[Request]):
         self.requests = {request.request_id: request for request in requests}
         # All tokens received so far: with the requests, what it takes to go on where a dead engine stopped.
-        self.token_ids: dict[tuple[str, int], list[int]] = {(r.request_id, i): [] for r in requests for i in range(r.params.n)}
+        self.token_ids: dict[tuple[str, int], list[int]] = {
+            (r.request_id, i): [] for r in requests for i in range(r.params.n)
+        }
         self.unfinished = set(self.token_ids)
         self._pending: list[TokenDelta] = []
         self._error: Exception | None = None
@@ -137,7 +139,9 @@ class EngineClient:
         """Fail every live stream; a new engine knows nothing of them."""
         self._disconnect()
         self.stats = Stats()
-        self.fail_all(EngineDead("the engine process ended unexpectedly and is being restarted; please send the request again"))
+        self.fail_all(
+            EngineDead("the engine process ended unexpectedly and is being restarted; please send the request again")
+        )
 
     def fail_all(self, error: Exception) -> None:
         """End every live stream with ``error``."""
@@ -158,7 +162,13 @@ class EngineClient:
             self._socket = None
 
     def _read(self, socket: zmq.Socket) -> None:
-        handlers = {StepDeltas: self._on_deltas, Ready: self._on_ready, Progress: self._on_progress, Rejected: self._on_rejected, Fatal: self._on_fatal}
+        handlers = {
+            StepDeltas: self._on_deltas,
+            Ready: self._on_ready,
+            Progress: self._on_progress,
+            Rejected: self._on_rejected,
+            Fatal: self._on_fatal,
+        }
         while True:
             message = decode_to_server(socket.recv())
             handlers[type(message)](message)
@@ -185,5 +195,3 @@ class EngineClient:
 
     def _on_fatal(self, message: Fatal) -> None:
         self.fatal = message
-
-

@@ -1,7 +1,7 @@
 """The engine as a child process: started with ``subprocess`` (never fork), watched, replaced when it dies.
 
-The socket lives in a folder of mode 0700, so no other user can speak to the engine. The configuration goes in through standard input, so it is not in
-the process list.
+The socket lives in a folder of mode 0700, so no other user can speak to the engine. The configuration goes in through
+standard input, so it is not in the process list.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pyengine.config import EngineConfig
 
 
 class EngineProcess:
-    """One child at a time; each start gets a fresh socket path, so that nothing of a dead engine's socket is ever read."""
+    """One child at a time; each start gets a fresh socket path, so that nothing of a dead engine's socket is ever
+    read.
+    """
 
     def __init__(self, config: EngineConfig):
         self._config = config
@@ -36,7 +38,9 @@ class EngineProcess:
 
     def start(self) -> None:
         self._num_starts += 1
-        self._child = subprocess.Popen([sys.executable, "-m", "pyengine.engine_proc", self.address], stdin=subprocess.PIPE)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "pyengine.engine_proc", self.address], stdin=subprocess.PIPE
+        )
         try:
             self._child.stdin.write(msgspec.json.encode(self._config))
             self._child.stdin.close()

@@ -1,7 +1,7 @@
 """The HTTP layer under Flask: gevent's WSGI server with limits, and a watch on the client's socket.
 
-A client that leaves is noticed at once, also while its answer is queued or not streamed and nothing is written: the handler puts
-its socket into the WSGI environment, and ``ClientWatch`` waits for it to close.
+A client that leaves is noticed at once, also while its answer is queued or not streamed and nothing is written: the
+handler puts its socket into the WSGI environment, and ``ClientWatch`` waits for it to close.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Handler(WSGIHandler):
         return environ
 
     def handle_error(self, t: type, v: BaseException, tb: object) -> None:
-        """A client that hung up is no error of ours; anything else is printed and answered with a 500 by the base class."""
+        """A client that hung up is no error of ours; anything else is printed and answered with a 500 by the base
+        class.
+        """
         if isinstance(v, (ConnectionError, BrokenPipeError)):
             self.close_connection = True
             return
@@ -35,7 +37,9 @@ class Handler(WSGIHandler):
 
 
 def make_server(listener: socket.socket, app: Callable, access_log: bool) -> WSGIServer:
-    return WSGIServer(listener, app, handler_class=Handler, log=sys.stderr if access_log else None, error_log=sys.stderr)
+    return WSGIServer(
+        listener, app, handler_class=Handler, log=sys.stderr if access_log else None, error_log=sys.stderr
+    )
 
 
 class ClientWatch:

@@ -1,7 +1,8 @@
 """Start, supervise, stop: the port first, then the engine, then requests; the reverse on SIGTERM.
 
-The server process outlives its engine. An engine that dies while serving is replaced and its open streams end with an error event; one that
-cannot start (bad flags, bad model, too little memory) ends the server with the engine's own words and exit code.
+The server process outlives its engine. An engine that dies while serving is replaced and its open streams end with an
+error event; one that cannot start (bad flags, bad model, too little memory) ends the server with the engine's own
+words and exit code.
 """
 
 from __future__ import annotations
@@ -87,12 +88,16 @@ class Launcher:
                 self._service.metrics.engine_ended()
             self._client.engine_died()
             if not served:
-                self._fail(fatal.text if fatal else f"the engine ended with code {exit_code} while it started",
-                           fatal.exit_code if fatal else 1)
+                self._fail(
+                    fatal.text if fatal else f"the engine ended with code {exit_code} while it started",
+                    fatal.exit_code if fatal else 1,
+                )
                 return
             delay_s = RESTART_DELAYS_S[min(self._deaths_in_a_row, len(RESTART_DELAYS_S) - 1)]
             self._deaths_in_a_row += 1
-            console.say(f"the engine ended with code {exit_code}{': ' + fatal.text if fatal else ''}; starting a new one")
+            console.say(
+                f"the engine ended with code {exit_code}{': ' + fatal.text if fatal else ''}; starting a new one"
+            )
             self._state.progress = Progress("restarting the engine")
             gevent.sleep(delay_s)
 
@@ -133,7 +138,10 @@ class Launcher:
         """Let running requests finish, up to --shutdown-timeout; then end what is left with an error event."""
         if self._exit_code or not self._client.num_live:
             return
-        console.say(f"finishing {self._client.num_live} running requests (at most {self._config.shutdown_timeout:g} s; once more to stop at once)")
+        console.say(
+            f"finishing {self._client.num_live} running requests (at most {self._config.shutdown_timeout:g} s; "
+            "once more to stop at once)"
+        )
         with gevent.Timeout(self._config.shutdown_timeout, False):
             while self._client.num_live:
                 gevent.sleep(0.05)
@@ -154,5 +162,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror} (choose another with --host and --port)") from None
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror} (choose another with --host and --port)"
+        ) from None
     return listener

@@ -1,7 +1,7 @@
 """Prometheus metrics under the names that vLLM's dashboards use, each with a ``model_name`` label.
 
-What the engine counts arrives as totals in its ``Stats``; they go on across a restart of the engine. What a client feels (time to first token, between
-tokens, end to end) is measured here, where the client is.
+What the engine counts arrives as totals in its ``Stats``; they go on across a restart of the engine. What a client
+feels (time to first token, between tokens, end to end) is measured here, where the client is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,56 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from pyengine.protocol import Stats, TokenDelta
 
-TTFT_BUCKETS_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
-TOKEN_BUCKETS_S = (.001, .0025, .005, .0075, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-REQUEST_BUCKETS_S = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+TTFT_BUCKETS_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
+TOKEN_BUCKETS_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.0075,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+REQUEST_BUCKETS_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _TOTALS = {
     "vllm:num_preemptions": ("num_preemptions", "sequences preempted because KV blocks ran out"),
@@ -56,9 +103,11 @@ class _EngineCollector:
     def collect(self) -> Iterator[Metric]:
         stats, labels = self._stats, [self._model_name]
         used = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
-        gauges = {"vllm:num_requests_running": ("sequences in the batch", stats.num_running),
-                  "vllm:num_requests_waiting": ("sequences queued", stats.num_waiting),
-                  "vllm:kv_cache_usage_perc": ("share of KV blocks held by live sequences, 0 to 1", used)}
+        gauges = {
+            "vllm:num_requests_running": ("sequences in the batch", stats.num_running),
+            "vllm:num_requests_waiting": ("sequences queued", stats.num_waiting),
+            "vllm:kv_cache_usage_perc": ("share of KV blocks held by live sequences, 0 to 1", used),
+        }
         for name, (text, value) in gauges.items():
             family = GaugeMetricFamily(name, text, labels=["model_name"])
             family.add_metric(labels, value)
@@ -78,9 +127,16 @@ class Metrics:
         self.registry.register(self._engine)
         self._labels = {"model_name": model_name}
         tokens = _token_buckets(max_model_len)
-        self._success = Counter("vllm:request_success", "requests by how they ended", ["model_name", "finished_reason"], registry=self.registry)
+        self._success = Counter(
+            "vllm:request_success",
+            "requests by how they ended",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "arrival to first token", TTFT_BUCKETS_S)
-        self._itl = self._histogram("vllm:inter_token_latency_seconds", "between two tokens of a sequence", TOKEN_BUCKETS_S)
+        self._itl = self._histogram(
+            "vllm:inter_token_latency_seconds", "between two tokens of a sequence", TOKEN_BUCKETS_S
+        )
         self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "arrival to last token", REQUEST_BUCKETS_S)
         self._prompt = self._histogram("vllm:request_prompt_tokens", "prompt tokens of a request", tokens)
         self._generation = self._histogram("vllm:request_generation_tokens", "tokens generated for a request", tokens)

@@ -33,6 +33,8 @@ def make_blueprint(state: ServerState, service: Callable[[], Service | None]) ->
     @routes.get("/metrics")
     def metrics() -> Response:
         current = service()
-        return Response(current.metrics.render() if current else b"", mimetype="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            current.metrics.render() if current else b"", mimetype="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     return routes

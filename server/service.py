@@ -38,8 +38,15 @@ class Service:
     _created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     def model_card(self) -> dict:
-        return {"id": self.model_name, "object": "model", "created": self._created, "owned_by": "pyengine", "root": self.model_name, "parent": None,
-                "max_model_len": self.text.limits.max_model_len}
+        return {
+            "id": self.model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pyengine",
+            "root": self.model_name,
+            "parent": None,
+            "max_model_len": self.text.limits.max_model_len,
+        }
 
     def prepare(self, parse: Callable[[bytes], PreparedRequest], body: bytes) -> PreparedRequest:
         """``parse(body)``, on a thread when it may take long. Raises RequestError."""
@@ -51,8 +58,12 @@ class Service:
         return Answer(self, prepared)
 
 
-def make_service(config: ServerConfig, engine_config: EngineConfig, ready: Ready, client: EngineClient, port: int) -> Service:
-    """The service for the engine that has just said it is ready. Raises ModelError when the text side of the checkpoint is broken."""
+def make_service(
+    config: ServerConfig, engine_config: EngineConfig, ready: Ready, client: EngineClient, port: int
+) -> Service:
+    """The service for the engine that has just said it is ready. Raises ModelError when the text side of the
+    checkpoint is broken.
+    """
     path = resolve_model(engine_config.model, engine_config.revision)
     text = load_model_text(path, engine_config.tokenizer)
     if config.chat_template is not None:
@@ -60,7 +71,9 @@ def make_service(config: ServerConfig, engine_config: EngineConfig, ready: Ready
     model_name = config.served_model_name or engine_config.model
     limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
     processor = TextProcessor(text, limits, [model_name])
-    return Service(model_name, port, processor, client, Metrics(model_name, ready.max_model_len), config, tuple(text.warnings))
+    return Service(
+        model_name, port, processor, client, Metrics(model_name, ready.max_model_len), config, tuple(text.warnings)
+    )
 
 
 def _with_template(text: ModelText, path: Path) -> ModelText:

@@ -1,4 +1,6 @@
-"""What the machine can do, probed in the same run as the workloads, so that figures of different cards and moments compare."""
+"""What the machine can do, probed in the same run as the workloads, so that figures of different cards and moments
+compare.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,21 @@ import torch
 def commit() -> str:
     """Short hash of the checked-out commit, with a plus when files differ from it; "unknown" outside a checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed.strip() else "")
 
 
 def probe(device: torch.device) -> dict[str, float]:
-    """On a GPU: copy TB/s (read + write) and 8192^3 bf16 GEMM TFLOP/s on random data. On a CPU: read GB/s with all its threads."""
+    """On a GPU: copy TB/s (read + write) and 8192^3 bf16 GEMM TFLOP/s on random data. On a CPU: read GB/s with all its
+    threads.
+    """
     if device.type == "cuda":
         return {"copy_tb_s": round(_gpu_copy_tb_s(device), 3), "gemm_tflop_s": round(_gpu_gemm_tflop_s(device), 1)}
     return {"read_gb_s": round(_cpu_read_gb_s(), 1)}

@@ -1,8 +1,9 @@
-"""Offline workloads through the engine: ``python -m bench.serving.offline --model bench/shapes/llama31-8b --load-format dummy nano prefill``.
+"""Offline workloads through the engine: ``python -m bench.serving.offline --model bench/shapes/llama31-8b
+--load-format dummy nano prefill``.
 
-Each workload runs once to warm up (with other prompts, and the prefix cache is emptied) and then ``--repeats`` times; the median counts. The records go
-into bench/results/<device>.json, one per workload and run of this program: shape, workload, seconds, tokens per second, what the
-machine could do in the same minute, commit and date.
+Each workload runs once to warm up (with other prompts, and the prefix cache is emptied) and then ``--repeats`` times;
+the median counts. The records go into bench/results/<device>.json, one per workload and run of this program: shape,
+workload, seconds, tokens per second, what the machine could do in the same minute, commit and date.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def run(engine: Engine, items: list[Item], sampling: dict) -> tuple[float, dict[
 
 
 def check(items: list[Item], tokens: dict[str, list[int]], vocab_size: int) -> None:
-    """Every request has exactly the tokens it asked for, all of the vocabulary; a run that fails this is not a measurement."""
+    """Every request has exactly the tokens it asked for, all of the vocabulary; a run that fails this is not a
+    measurement.
+    """
     for i, item in enumerate(items):
         produced = tokens[f"bench-{i}"]
         if len(produced) != item.max_tokens or not all(0 <= token < vocab_size for token in produced):
@@ -63,12 +66,19 @@ def measure(engine: Engine, name: str, repeats: int, sampled: bool) -> dict:
     median = statistics.median(seconds)
     num_output = sum(item.max_tokens for item in items)
     num_prompt = sum(len(item.prompt_token_ids) for item in items)
-    return {"workload": name + (" sampled" if sampled else ""), "seconds": round(median, 4), "seconds_all": [round(s, 4) for s in seconds],
-            "output_tok_s": round(num_output / median, 1), "all_tok_s": round((num_output + num_prompt) / median, 1)}
+    return {
+        "workload": name + (" sampled" if sampled else ""),
+        "seconds": round(median, 4),
+        "seconds_all": [round(s, 4) for s in seconds],
+        "output_tok_s": round(num_output / median, 1),
+        "all_tok_s": round((num_output + num_prompt) / median, 1),
+    }
 
 
 def weight_read_fraction(engine: Engine, record: dict, read_gb_s: float, steps: int) -> float:
-    """Share of the memory bandwidth that reading all weights once per step would take alone; for one stream on a CPU."""
+    """Share of the memory bandwidth that reading all weights once per step would take alone; for one stream on a
+    CPU.
+    """
     num_bytes = engine.facts.model.num_parameters * (2 if engine.facts.dtype != "float32" else 4)
     return num_bytes * steps / record["seconds"] / 1e9 / read_gb_s
 
@@ -83,8 +93,13 @@ def save(records: list[dict], device_name: str) -> Path:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.offline", description=__doc__.split("\n")[0])
-    parser.add_argument("workloads", nargs="+", choices=[*NAMES, *(f"{name}:sampled" for name in NAMES)], metavar="WORKLOAD",
-                        help=f"one of {', '.join(NAMES)}; with :sampled at T 0.8, top-p 0.95, top-k 50")
+    parser.add_argument(
+        "workloads",
+        nargs="+",
+        choices=[*NAMES, *(f"{name}:sampled" for name in NAMES)],
+        metavar="WORKLOAD",
+        help=f"one of {', '.join(NAMES)}; with :sampled at T 0.8, top-p 0.95, top-k 50",
+    )
     parser.add_argument("--model", default=EngineConfig.model)
     parser.add_argument("--load-format", default="auto")
     parser.add_argument("--device", default="auto")
@@ -103,9 +118,17 @@ def main(argv: list[str]) -> int:
     records = []
     for spec in args.workloads:
         name, _, sampled = spec.partition(":")
-        record = {"shape": Path(args.model).name, **measure(engine, name, args.repeats, bool(sampled)), "device": facts.device.name, "dtype": facts.dtype,
-                  **probed, "commit": machine.commit(), "date": datetime.date.today().isoformat()}
-        line = f"{record['shape']} {record['workload']}: {record['seconds']} s, {record['output_tok_s']} output tok/s, {record['all_tok_s']} tok/s"
+        record = {
+            "shape": Path(args.model).name,
+            **measure(engine, name, args.repeats, bool(sampled)),
+            "device": facts.device.name,
+            "dtype": facts.dtype,
+            **probed,
+            "commit": machine.commit(),
+            "date": datetime.date.today().isoformat(),
+        }
+        rates = f"{record['output_tok_s']} output tok/s, {record['all_tok_s']} tok/s"
+        line = f"{record['shape']} {record['workload']}: {record['seconds']} s, {rates}"
         if "read_gb_s" in probed and name == "chat1":
             record["weight_read_fraction"] = round(weight_read_fraction(engine, record, probed["read_gb_s"], 128), 3)
             line += f", {record['weight_read_fraction']:.0%} of the measured read bandwidth for weights alone"

@@ -55,7 +55,8 @@ NAMES = tuple(_WORKLOADS)
 
 
 def make_workload(name: str, vocab_size: int, seed: int = 0) -> list[Item]:
-    """The requests of a workload. Another ``seed`` gives other prompts of the same lengths, so that no run finds another's prefixes.
+    """The requests of a workload. Another ``seed`` gives other prompts of the same lengths, so that no run finds
+    another's prefixes.
 
     Raises KeyError for an unknown name.
     """

@@ -4,9 +4,9 @@
     tokens                                        0..3 4..7 8..         token t lives in slot table[t // 4] * 4 + t % 4
                                                   cached    computed
 
-A block is written only by a sequence that holds it alone: before a shared block is written (after a fork) it is copied, and the
-copy is reported to the caller, who has the device do it before the next pass. Full blocks enter the prefix cache once their
-tokens are known and computed.
+A block is written only by a sequence that holds it alone: before a shared block is written (after a fork) it is
+copied, and the copy is reported to the caller, who has the device do it before the next pass. Full blocks enter the
+prefix cache once their tokens are known and computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Growth:
 
 
 class BlockManager:
-    """Owns every block. ``num_blocks`` blocks of ``block_size`` tokens; ``prefix_caching`` switches reuse between sequences."""
+    """Owns every block. ``num_blocks`` blocks of ``block_size`` tokens; ``prefix_caching`` switches reuse between
+    sequences.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True):
         self.block_size = block_size

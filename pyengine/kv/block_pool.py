@@ -1,7 +1,7 @@
 """The pool of KV blocks: reference counts and the order in which free blocks are handed out.
 
-A block is live (reference count > 0), cached (count 0, but its contents may be asked for again) or empty. Empty blocks are
-handed out first, then the least recently used cached one. All operations are O(1).
+A block is live (reference count > 0), cached (count 0, but its contents may be asked for again) or empty. Empty blocks
+are handed out first, then the least recently used cached one. All operations are O(1).
 """
 
 from __future__ import annotations

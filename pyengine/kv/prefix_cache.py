@@ -1,8 +1,9 @@
 """Automatic prefix caching: full blocks found again by what they hold.
 
-A block's key is the chained hash of its tokens and its predecessor's key (so a key names a whole prefix), begun with the request's salt. A hit is
-believed only when the stored tokens and the stored predecessor are equal, so that a collision can never serve foreign contents
-(the weakness behind CVE-2025-25183). 16 bytes of BLAKE2b make one unlikely, the comparison makes it harmless.
+A block's key is the chained hash of its tokens and its predecessor's key (so a key names a whole prefix), begun with
+the request's salt. A hit is believed only when the stored tokens and the stored predecessor are equal, so that a
+collision can never serve foreign contents (the weakness behind CVE-2025-25183). 16 bytes of BLAKE2b make one unlikely,
+the comparison makes it harmless.
 """
 
 from __future__ import annotations

@@ -44,8 +44,10 @@ def resolve_device(config: EngineConfig) -> Device:
     if config.device == "cpu" or not has_gpu:
         return _cpu(config)
     if not ops.has_cuda_kernels():
-        raise BuildError("this machine has a GPU, but pyengine was built without CUDA kernels; rebuild with nvcc on the PATH "
-                         "(pip install --force-reinstall --no-deps .) or choose --device cpu")
+        raise BuildError(
+            "this machine has a GPU, but pyengine was built without CUDA kernels; rebuild with nvcc on the PATH "
+            "(pip install --force-reinstall --no-deps .) or choose --device cpu"
+        )
     free, total = torch.cuda.mem_get_info()
     return Device("cuda", torch.cuda.get_device_name(), total, free)
 

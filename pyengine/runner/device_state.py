@@ -1,7 +1,8 @@
 """The device's side of live sequences: one row each, persistent from admission to the end.
 
-A row holds the last sampled token, the block table and the sampling parameters. A step arrives as small deltas; input ids, positions and slots
-are then built on the device, so that a decoded token never visits the host before it is computed on.
+A row holds the last sampled token, the block table and the sampling parameters. A step arrives as small deltas; input
+ids, positions and slots are then built on the device, so that a decoded token never visits the host before it is
+computed on.
 """
 
 from __future__ import annotations
@@ -69,28 +70,60 @@ class DeviceState:
     def batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
         """The views of a pass of this padded size; the same memory every time, as a captured graph needs."""
         return InputBatch(
-            num_seqs, num_tokens, self._input_ids[:num_tokens], self._positions[:num_tokens], self._slot_mapping[:num_tokens],
-            self._query_start[: num_seqs + 1], self._seq_lens[:num_seqs], self._rows[:num_seqs], self._sample_rows[:num_seqs],
-            self._last_indices[:num_seqs])
+            num_seqs,
+            num_tokens,
+            self._input_ids[:num_tokens],
+            self._positions[:num_tokens],
+            self._slot_mapping[:num_tokens],
+            self._query_start[: num_seqs + 1],
+            self._seq_lens[:num_seqs],
+            self._rows[:num_seqs],
+            self._sample_rows[:num_seqs],
+            self._last_indices[:num_seqs],
+        )
 
     def apply(self, step: StepInput, num_seqs: int, num_tokens: int) -> InputBatch:
-        """Update the rows and build the inputs of ``step``, padded to ``num_seqs`` sequences and ``num_tokens`` tokens."""
+        """Update the rows and build the inputs of ``step``, padded to ``num_seqs`` sequences and ``num_tokens``
+        tokens.
+        """
         self._params.assign(step.new_rows)
         rows = _pad(step.rows, num_seqs, -1)
         sample_rows = _pad(np.where(step.samples, step.rows, -1).astype(np.int32), num_seqs, -1)
-        arrays = [rows, sample_rows, _pad(step.num_new_tokens, num_seqs), _pad(step.num_computed_tokens, num_seqs),
-                  _pad(step.prompt_offsets, num_seqs), step.prompt_ids, step.block_entries]
-        staged_rows, staged_sample_rows, num_new, num_computed, offsets, prompt_ids, entries = self._staging.upload(arrays)
+        arrays = [
+            rows,
+            sample_rows,
+            _pad(step.num_new_tokens, num_seqs),
+            _pad(step.num_computed_tokens, num_seqs),
+            _pad(step.prompt_offsets, num_seqs),
+            step.prompt_ids,
+            step.block_entries,
+        ]
+        staged_rows, staged_sample_rows, num_new, num_computed, offsets, prompt_ids, entries = self._staging.upload(
+            arrays
+        )
         if len(entries):
             ops.update_block_tables(self.block_tables, entries)
         batch = self.batch(num_seqs, num_tokens)
         batch.rows.copy_(staged_rows)
         batch.sample_rows.copy_(staged_sample_rows)
-        ops.step_inputs(StepTensors(
-            last_tokens=self.last_tokens, block_tables=self.block_tables, block_size=self._block_size,
-            rows=batch.rows, num_new_tokens=num_new, num_computed=num_computed, prompt_offsets=offsets, prompt_ids=prompt_ids,
-            query_start=batch.query_start, seq_lens=batch.seq_lens, input_ids=batch.input_ids, positions=batch.positions,
-            slot_mapping=batch.slot_mapping, last_indices=batch.last_indices))
+        ops.step_inputs(
+            StepTensors(
+                last_tokens=self.last_tokens,
+                block_tables=self.block_tables,
+                block_size=self._block_size,
+                rows=batch.rows,
+                num_new_tokens=num_new,
+                num_computed=num_computed,
+                prompt_offsets=offsets,
+                prompt_ids=prompt_ids,
+                query_start=batch.query_start,
+                seq_lens=batch.seq_lens,
+                input_ids=batch.input_ids,
+                positions=batch.positions,
+                slot_mapping=batch.slot_mapping,
+                last_indices=batch.last_indices,
+            )
+        )
         return batch
 
     def store_tokens(self, batch: InputBatch, token_ids: Tensor) -> None:
@@ -114,22 +147,28 @@ class SamplingRows:
     """The sampling parameters of all device rows, [max_num_seqs] each."""
 
     temperature: Tensor  # float32; 0: greedy
-    top_k: Tensor        # int32; <= 0: off
-    top_p: Tensor        # float32; >= 1: off
-    min_p: Tensor        # float32; 0: off
-    seeds: Tensor        # int64, the bits of a uint64
+    top_k: Tensor  # int32; <= 0: off
+    top_p: Tensor  # float32; >= 1: off
+    min_p: Tensor  # float32; 0: off
+    seeds: Tensor  # int64, the bits of a uint64
 
 
 class _ParameterRows:
-    """Sampling parameters of all rows: a host copy and the device's, refreshed whole when a row changes owner (a few kilobytes)."""
+    """Sampling parameters of all rows: a host copy and the device's, refreshed whole when a row changes owner (a few
+    kilobytes).
+    """
 
     def __init__(self, device: torch.device, max_num_seqs: int):
         self._host = {
-            "temperature": np.zeros(max_num_seqs, np.float32), "top_k": np.zeros(max_num_seqs, np.int32),
-            "top_p": np.ones(max_num_seqs, np.float32), "min_p": np.zeros(max_num_seqs, np.float32),
+            "temperature": np.zeros(max_num_seqs, np.float32),
+            "top_k": np.zeros(max_num_seqs, np.int32),
+            "top_p": np.ones(max_num_seqs, np.float32),
+            "min_p": np.zeros(max_num_seqs, np.float32),
             "seeds": np.zeros(max_num_seqs, np.int64),
         }
-        self.tensors = SamplingRows(**{name: torch.from_numpy(array.copy()).to(device) for name, array in self._host.items()})
+        self.tensors = SamplingRows(
+            **{name: torch.from_numpy(array.copy()).to(device) for name, array in self._host.items()}
+        )
 
     def assign(self, new_rows: tuple[NewRow, ...]) -> None:
         if not new_rows:

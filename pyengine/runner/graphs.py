@@ -1,7 +1,8 @@
 """Captured passes: a step of decodes is replayed instead of issued op by op.
 
-On a GPU a pass is a CUDA graph, captured at a few batch sizes and padded up to them. On a CPU it is a recorded program of our ops, captured at exactly
-the size that comes. Both freeze pointers and sizes, so a captured pass reads its inputs from the persistent buffers of ``DeviceState``.
+On a GPU a pass is a CUDA graph, captured at a few batch sizes and padded up to them. On a CPU it is a recorded program
+of our ops, captured at exactly the size that comes. Both freeze pointers and sizes, so a captured pass reads its
+inputs from the persistent buffers of ``DeviceState``.
 Same tokens either way: what is replayed are the very ops that ran when it was captured.
 """
 
@@ -33,7 +34,9 @@ class EagerPass:
 
 
 class RecordedPass(EagerPass):
-    """CPU: a program per batch size, recorded the first time a size comes. Sizes are few (up to max_num_seqs) and programs small."""
+    """CPU: a program per batch size, recorded the first time a size comes. Sizes are few (up to max_num_seqs) and
+    programs small.
+    """
 
     def __init__(self) -> None:
         self._programs: dict[int, tuple[ops.Program, Tensor]] = {}
@@ -51,7 +54,9 @@ class RecordedPass(EagerPass):
 
 
 class CudaGraphPass(EagerPass):
-    """GPU: CUDA graphs at sizes 1, 2, 4, 8, 16, ... in steps of 16, captured before the start for a few and else at first use."""
+    """GPU: CUDA graphs at sizes 1, 2, 4, 8, 16, ... in steps of 16, captured before the start for a few and else at
+    first use.
+    """
 
     STEP = 16
     AHEAD = (1, 2, 4, 8, 16, 32, 64, 128, 256)

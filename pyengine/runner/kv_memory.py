@@ -1,8 +1,8 @@
 """The memory plan: how many KV blocks fit, by arithmetic, before a single weight is loaded. No torch.
 
-Everything large is counted from the model's shape and the limits of a step: weights, activations, logits, the attention's workspace, graph pools. The
-rest of what the user allows becomes KV blocks. What does not fit is shrunk with a warning when the user did not ask for it, and refused with the
-numbers when he did.
+Everything large is counted from the model's shape and the limits of a step: weights, activations, logits, the
+attention's workspace, graph pools. The rest of what the user allows becomes KV blocks. What does not fit is shrunk
+with a warning when the user did not ask for it, and refused with the numbers when he did.
 """
 
 from __future__ import annotations
@@ -42,12 +42,22 @@ class MemoryPlan:
         """The ledger as aligned lines."""
         width = max(map(len, self.ledger))
         lines = [f"{name:<{width}}  {format_bytes(size):>10}" for name, size in self.ledger.items()]
-        return [*lines, f"{self.num_blocks} KV blocks of {self.block_size} tokens = {self.num_slots} tokens, "
-                        f"{self.num_slots / self.max_model_len:.1f} sequences of {self.max_model_len} tokens"]
+        return [
+            *lines,
+            f"{self.num_blocks} KV blocks of {self.block_size} tokens = {self.num_slots} tokens, "
+            f"{self.num_slots / self.max_model_len:.1f} sequences of {self.max_model_len} tokens",
+        ]
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig, dtype: str, device_kind: str, total_bytes: int, free_bytes: int,
-                workspace_bytes: int = 0) -> MemoryPlan:
+def plan_memory(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: str,
+    device_kind: str,
+    total_bytes: int,
+    free_bytes: int,
+    workspace_bytes: int = 0,
+) -> MemoryPlan:
     """Decide the sizes of KV cache and step for ``model`` in ``dtype`` on a device.
 
     Args:
@@ -71,8 +81,16 @@ def plan_memory(config: EngineConfig, model: ModelConfig, dtype: str, device_kin
     num_blocks = kv_bytes // block_bytes
     max_model_len, warnings = _context_length(config, model, num_blocks, kv_bytes)
     ledger["KV cache"] = num_blocks * block_bytes
-    return MemoryPlan(num_blocks, config.block_size, block_bytes, max_model_len, limits.max_num_seqs, limits.max_num_batched_tokens,
-                      ledger, warnings)
+    return MemoryPlan(
+        num_blocks,
+        config.block_size,
+        block_bytes,
+        max_model_len,
+        limits.max_num_seqs,
+        limits.max_num_batched_tokens,
+        ledger,
+        warnings,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,13 +104,15 @@ def _step_limits(config: EngineConfig, model: ModelConfig, device_kind: str) -> 
     max_num_seqs = config.max_num_seqs or (256 if on_gpu else 64)
     tokens = config.max_num_batched_tokens or max(8192 if on_gpu else 1024, max_num_seqs)
     if tokens < max_num_seqs:
-        raise ConfigError(f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {max_num_seqs}: a step could not give every "
-                          "sequence its token")
+        raise ConfigError(
+            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {max_num_seqs}: a step could "
+            "not give every sequence its token"
+        )
     return _StepLimits(max_num_seqs, tokens)
 
 
 def _activation_bytes(model: ModelConfig, dtype: str, num_tokens: int) -> int:
-    """The widest moment of a layer: residual, normed input, attention's qkv and output, the MLP's gate_up and product."""
+    """The widest moment of a layer: residual, normed input, attention's qkv and output, the MLP's inputs and output."""
     width = 3 * model.hidden_size + 2 * model.q_size + 2 * model.kv_size + 3 * model.intermediate_size
     return num_tokens * width * DTYPE_BYTES[dtype]
 
@@ -102,7 +122,10 @@ def _kv_bytes(config: EngineConfig, ledger: dict[str, int], device_kind: str, to
     if device_kind == "cuda":
         allowed = min(int(total_bytes * config.gpu_memory_utilization), free_bytes)
         rest = int(total_bytes * config.gpu_memory_utilization) - (total_bytes - free_bytes) - fixed
-        limit_text = f"--gpu-memory-utilization {config.gpu_memory_utilization:g} of {format_bytes(total_bytes)}, of which {format_bytes(free_bytes)} are free"
+        limit_text = (
+            f"--gpu-memory-utilization {config.gpu_memory_utilization:g} of {format_bytes(total_bytes)}, "
+            f"of which {format_bytes(free_bytes)} are free"
+        )
     else:
         allowed = free_bytes
         rest = min(CPU_KV_BYTES, int((free_bytes - fixed) * CPU_KV_SHARE))
@@ -110,10 +133,15 @@ def _kv_bytes(config: EngineConfig, ledger: dict[str, int], device_kind: str, to
     if config.kv_cache_memory is not None:
         rest = parse_bytes(config.kv_cache_memory)
         if fixed + rest > allowed:
-            raise ConfigError(f"--kv-cache-memory {config.kv_cache_memory} does not fit: {_sum_text(ledger)} are needed besides, with {limit_text}")
+            raise ConfigError(
+                f"--kv-cache-memory {config.kv_cache_memory} does not fit: {_sum_text(ledger)} are needed besides, "
+                f"with {limit_text}"
+            )
     if rest <= 0:
-        raise ConfigError(f"no memory is left for the KV cache: {_sum_text(ledger)}, with {limit_text}; lower --max-num-batched-tokens or "
-                          "--max-num-seqs, or take a smaller model")
+        raise ConfigError(
+            f"no memory is left for the KV cache: {_sum_text(ledger)}, with {limit_text}; lower "
+            "--max-num-batched-tokens or --max-num-seqs, or take a smaller model"
+        )
     return rest
 
 
@@ -122,7 +150,9 @@ def _sum_text(ledger: dict[str, int]) -> str:
     return f"{parts} = {format_bytes(sum(ledger.values()))}"
 
 
-def _context_length(config: EngineConfig, model: ModelConfig, num_blocks: int, kv_bytes: int) -> tuple[int, tuple[str, ...]]:
+def _context_length(
+    config: EngineConfig, model: ModelConfig, num_blocks: int, kv_bytes: int
+) -> tuple[int, tuple[str, ...]]:
     """The longest sequence: what was asked for, else the model's limit, shrunk to the cache."""
     num_slots = num_blocks * config.block_size
     wanted = config.max_model_len or model.max_position

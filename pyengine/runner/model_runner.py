@@ -1,7 +1,7 @@
 """The model runner: executes one StepInput on the device.
 
-The law of this file: only what every model and every step needs. A feature that some requests use is an object of its own behind one call here; nothing in here
-asks what a request wants, and nothing synchronises with the device.
+The law of this file: only what every model and every step needs. A feature that some requests use is an object of its
+own behind one call here; nothing in here asks what a request wants, and nothing synchronises with the device.
 """
 
 from __future__ import annotations
@@ -34,19 +34,41 @@ class ModelRunner:
         enforce_eager: never capture.
     """
 
-    def __init__(self, model, config: ModelConfig, device: torch.device, dtype: torch.dtype, plan: MemoryPlan, enforce_eager: bool = False):
+    def __init__(
+        self,
+        model,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        plan: MemoryPlan,
+        enforce_eager: bool = False,
+    ):
         self._model = model
         self._config = config
         self._plan = plan
         max_blocks = -(-plan.max_model_len // plan.block_size)
         # A block holds all layers side by side: copying or swapping a block is one contiguous copy.
-        self._arena = _empty_arena((plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim), dtype, device)
-        self._kv_caches = tuple((self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers))
+        self._arena = _empty_arena(
+            (plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim),
+            dtype,
+            device,
+        )
+        self._kv_caches = tuple(
+            (self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers)
+        )
         self._state = DeviceState(device, plan.max_num_seqs, plan.max_num_batched_tokens, max_blocks, plan.block_size)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._dtype = dtype
         attention_plan, self._workspace = ops.make_attention_buffers(
-            plan.max_num_seqs, plan.max_num_batched_tokens, plan.max_model_len, config.num_heads, config.num_kv_heads, config.head_dim, dtype, device)
+            plan.max_num_seqs,
+            plan.max_num_batched_tokens,
+            plan.max_model_len,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            dtype,
+            device,
+        )
         # Layers of one window share a plan; all layers share the workspace, since they run one after another.
         self._attention_plans = {window: torch.empty_like(attention_plan) for window in config.windows}
         self._graphs = make_graph_pass(device.type, plan.max_num_seqs, enforce_eager)
@@ -73,17 +95,31 @@ class ModelRunner:
         return self._outputs.start(step.step_id, step.samples, token_ids)
 
     def _forward(self, batch: InputBatch) -> Tensor:
-        """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on values."""
+        """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on
+        values.
+        """
         first, *others = self._config.windows
-        context = ForwardContext(positions=batch.positions, slot_mapping=batch.slot_mapping, attention=self._attention(batch, first),
-                                 kv_caches=self._kv_caches, output_rows=None if batch.num_seqs == batch.num_tokens else batch.last_indices,
-                                 windowed={window: self._attention(batch, window) for window in others})
+        context = ForwardContext(
+            positions=batch.positions,
+            slot_mapping=batch.slot_mapping,
+            attention=self._attention(batch, first),
+            kv_caches=self._kv_caches,
+            output_rows=None if batch.num_seqs == batch.num_tokens else batch.last_indices,
+            windowed={window: self._attention(batch, window) for window in others},
+        )
         return self._model.logits(self._model.forward(batch.input_ids, context))
 
     def _attention(self, batch: InputBatch, window: int) -> AttentionMetadata:
-        meta = AttentionMetadata(block_tables=self._state.block_tables, table_rows=batch.rows, query_start=batch.query_start,
-                                 seq_lens=batch.seq_lens, num_tokens=batch.num_tokens, max_seq_len=self._plan.max_model_len,
-                                 plan=self._attention_plans[window], workspace=self._workspace)
+        meta = AttentionMetadata(
+            block_tables=self._state.block_tables,
+            table_rows=batch.rows,
+            query_start=batch.query_start,
+            seq_lens=batch.seq_lens,
+            num_tokens=batch.num_tokens,
+            max_seq_len=self._plan.max_model_len,
+            plan=self._attention_plans[window],
+            workspace=self._workspace,
+        )
         config = self._config
         ops.attention_plan(meta, config.num_heads, config.num_kv_heads, config.head_dim, window, self._dtype)
         return meta
@@ -91,7 +127,9 @@ class ModelRunner:
     def _sample(self, logits: Tensor, batch: InputBatch) -> Tensor:
         rows = self._state.sampling
         # The token after n tokens has position n: the draw depends on it, not on the step or the batch.
-        return ops.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, batch.seq_lens, batch.sample_rows)
+        return ops.sample(
+            logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, batch.seq_lens, batch.sample_rows
+        )
 
 
 def _empty_arena(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -103,4 +141,6 @@ def _empty_arena(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 def _idle_step() -> StepInput:
     """A step of padding only, for captures."""
     empty = np.zeros(0, np.int32)
-    return StepInput(-1, empty, empty, empty, empty, empty, empty.astype(bool), empty.reshape(0, 3), empty.reshape(0, 2))
+    return StepInput(
+        -1, empty, empty, empty, empty, empty, empty.astype(bool), empty.reshape(0, 3), empty.reshape(0, 2)
+    )

@@ -1,7 +1,7 @@
 """Sampled tokens back to the host: the only wait of the loop.
 
-On a GPU the copy runs on a stream of its own into pinned memory, so that the next step is already computing when the host reads the
-last one's tokens. On a CPU the tokens are simply there.
+On a GPU the copy runs on a stream of its own into pinned memory, so that the next step is already computing when the
+host reads the last one's tokens. On a CPU the tokens are simply there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class OutputCopies:
             self._pinned = [torch.empty(max_num_seqs, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
 
     def start(self, step_id: int, samples: np.ndarray, token_ids: Tensor) -> PendingOutput:
-        """``token_ids`` int32 [>= num_seqs] on the device, row i for sequence i; ``samples`` bool [num_seqs] tells which count."""
+        """``token_ids`` int32 [>= num_seqs] on the device, row i for sequence i; ``samples`` bool [num_seqs] tells
+        which count.
+        """
         if not self._on_gpu:
             return PendingOutput(step_id, samples, token_ids, None)
         self._turn = (self._turn + 1) % RING

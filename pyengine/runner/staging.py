@@ -1,7 +1,8 @@
 """Host arrays to the device, one copy a step.
 
-A step's integers are packed into one pinned buffer and sent by one asynchronous copy. The buffers form a ring, because the copy of a step may still be
-waiting in the stream when the next step is packed; a buffer comes round again only after its step has been waited for.
+A step's integers are packed into one pinned buffer and sent by one asynchronous copy. The buffers form a ring, because
+the copy of a step may still be waiting in the stream when the next step is packed; a buffer comes round again only
+after its step has been waited for.
 On the CPU nothing is copied: the arrays are wrapped.
 """
 
@@ -42,12 +43,15 @@ class Staging:
         for start, array in zip(starts, arrays, strict=True):
             host[start : start + array.size] = array.reshape(-1)
         on_device[:total].copy_(pinned[:total], non_blocking=True)
-        return [on_device[start : start + array.size].view(array.shape) for start, array in zip(starts, arrays, strict=True)]
+        return [
+            on_device[start : start + array.size].view(array.shape) for start, array in zip(starts, arrays, strict=True)
+        ]
 
     def _buffers(self, total: int) -> tuple[Tensor, Tensor]:
         self._turn = (self._turn + 1) % RING
         if total > self._pinned[self._turn].numel():
-            # Rare: many long cached prefixes at once. The old pinned buffer is idle (see above), the device one is kept alive by the allocator's stream order.
+            # Rare: many long cached prefixes at once. The old pinned buffer is idle (see above), the device one is
+            # kept alive by the allocator's stream order.
             size = 2 * total
             self._pinned[self._turn] = torch.empty(size, dtype=torch.int32, pin_memory=True)
             self._on_device[self._turn] = torch.empty(size, dtype=torch.int32, device=self._device)

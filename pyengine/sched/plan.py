@@ -10,7 +10,9 @@ from pyengine.sched.step import NewRow, StepInput, int32
 
 
 class StepPlan:
-    """Collects sequences in batch order; ``finish`` turns it into arrays. Adding a sequence advances its computed tokens."""
+    """Collects sequences in batch order; ``finish`` turns it into arrays. Adding a sequence advances its computed
+    tokens.
+    """
 
     def __init__(self) -> None:
         self.growth = Growth()

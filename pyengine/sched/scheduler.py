@@ -1,15 +1,16 @@
 """The scheduler: which sequences compute how many tokens in the next pass.
 
-One loop without phases: each sequence has ``num_computed_tokens`` that chases its tokens; a prompt, a chunk of a prompt, a decode and a
-resumed sequence differ only in how far they are behind. Per step:
+One loop without phases: each sequence has ``num_computed_tokens`` that chases its tokens; a prompt, a chunk of a
+prompt, a decode and a resumed sequence differ only in how far they are behind. Per step:
 
-  1. the token budget goes to running sequences, those one token behind (decodes) first, then prompts in order of service;
-  2. blocks are granted in order of service; when they run out, the last sequence in that order is preempted (its blocks go,
+  1. the token budget goes to running sequences, those one token behind (decodes) first, then prompts in order of
+  service; 2. blocks are granted in order of service; when they run out, the last sequence in that order is preempted
+  (its blocks go,
      its tokens stay; its full blocks may be found again in the prefix cache when it resumes);
   3. waiting sequences are admitted in order while budget, rows and blocks last.
 
-It never deadlocks: a request is accepted only if it fits the cache alone, and the first sequence in order can preempt all others. It never starves: nobody
-overtakes within a priority, except siblings that wait for their parent's prompt.
+It never deadlocks: a request is accepted only if it fits the cache alone, and the first sequence in order can preempt
+all others. It never starves: nobody overtakes within a priority, except siblings that wait for their parent's prompt.
 """
 
 from __future__ import annotations
@@ -164,7 +165,9 @@ class Scheduler:
         return shares, budget
 
     def _grow(self, seq: Sequence, num_new: int, plan: StepPlan) -> bool:
-        """Blocks for ``num_new`` more tokens, preempting from the end of the order; False when ``seq`` itself had to go."""
+        """Blocks for ``num_new`` more tokens, preempting from the end of the order; False when ``seq`` itself had to
+        go.
+        """
         while not self.blocks.extend(seq, seq.num_computed_tokens + num_new, plan.growth):
             victim = self._running[-1]
             self._preempt(victim)
@@ -191,7 +194,9 @@ class Scheduler:
             heapq.heappush(self._waiting, entry)
 
     def _admit(self, seq: Sequence, budget: int, plan: StepPlan) -> int:
-        """Give ``seq`` a row and its first blocks; returns the tokens it computes this step, 0 when it does not fit yet."""
+        """Give ``seq`` a row and its first blocks; returns the tokens it computes this step, 0 when it does not fit
+        yet.
+        """
         if not self._take_first_blocks(seq):
             return 0
         num_new = min(budget, seq.num_remaining_tokens)
@@ -222,7 +227,8 @@ class Scheduler:
 
     def _plan(self, seq: Sequence, num_new: int, plan: StepPlan) -> None:
         plan.add(seq, num_new)
-        # What this step computes may be shared from now on, even within the step: each layer writes all of its KV before it reads.
+        # What this step computes may be shared from now on, even within the step: each layer writes all of its KV
+        # before it reads.
         self.blocks.commit(seq)
 
     def _note_admission(self, seq: Sequence) -> None:
@@ -242,10 +248,16 @@ class Scheduler:
         return parent.num_computed_tokens < parent.num_prompt_tokens or parent in plan.filling
 
     def _can_fork(self, seq: Sequence) -> bool:
-        """Each sibling computes the last prompt token again, for logits of its own; a prompt of one token leaves nothing to share."""
+        """Each sibling computes the last prompt token again, for logits of its own; a prompt of one token leaves
+        nothing to share.
+        """
         parent = seq.parent
-        return (parent is not None and parent.status is Status.RUNNING and not seq.num_preemptions
-                and seq.num_prompt_tokens > 1)
+        return (
+            parent is not None
+            and parent.status is Status.RUNNING
+            and not seq.num_preemptions
+            and seq.num_prompt_tokens > 1
+        )
 
     # ------------------------------------------------------------------ ends and setbacks
 
@@ -265,9 +277,13 @@ class Scheduler:
             return FinishReason.STOP
         return FinishReason.LENGTH if seq.num_output_tokens >= seq.max_tokens else None
 
-    def _delta(self, seq: Sequence, token_ids: list[int], reason: FinishReason | None, error: str | None = None) -> TokenDelta:
+    def _delta(
+        self, seq: Sequence, token_ids: list[int], reason: FinishReason | None, error: str | None = None
+    ) -> TokenDelta:
         stop_token_id = token_ids[-1] if reason is FinishReason.STOP else None
-        return TokenDelta(seq.request.request_id, seq.index, token_ids, reason, stop_token_id, seq.num_cached_tokens, error)
+        return TokenDelta(
+            seq.request.request_id, seq.index, token_ids, reason, stop_token_id, seq.num_cached_tokens, error
+        )
 
     def _finish(self, seq: Sequence, forget: bool = False) -> None:
         group = self._groups[seq.request.request_id]
@@ -306,8 +322,12 @@ class Scheduler:
         if num_prompt == 0:
             raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
         if num_prompt >= limit:
-            raise RequestError(f"the prompt has {num_prompt} tokens, which leaves no room for output in the context of {limit} tokens "
-                               "(--max-model-len)", param="prompt", code="context_length_exceeded")
+            raise RequestError(
+                f"the prompt has {num_prompt} tokens, which leaves no room for output in the context of {limit} tokens "
+                "(--max-model-len)",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         return min(max_tokens or limit, limit - num_prompt)
 
     # ------------------------------------------------------------------ observation

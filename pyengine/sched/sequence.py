@@ -1,6 +1,6 @@
 """One generation on the host: its tokens, how far they are computed, where its KV lives.
 
-    token_ids   [prompt ............................][output ........]  + num_inflight sampled tokens the host has not seen yet
+    token_ids   [prompt ............................][output ........]  + num_inflight tokens the host has not seen yet
     KV cache    [computed .................)[this step ..)
 
 ``num_computed_tokens`` chases ``num_tokens``; there is no prefill or decode phase, only how far behind a sequence is.
@@ -23,9 +23,27 @@ class Status(enum.Enum):
 class Sequence:
     """Mutable host truth of sequence ``index`` of a request; changed only by the scheduler and the block manager."""
 
-    __slots__ = ("arrival", "block_keys", "block_table", "cache_salt", "index", "max_tokens", "num_cached_tokens",
-                 "num_committed_blocks", "num_computed_tokens", "num_inflight", "num_preemptions", "num_prompt_tokens", "parent",
-                 "request", "row", "row_has_last_token", "status", "stop_token_ids", "token_ids")
+    __slots__ = (
+        "arrival",
+        "block_keys",
+        "block_table",
+        "cache_salt",
+        "index",
+        "max_tokens",
+        "num_cached_tokens",
+        "num_committed_blocks",
+        "num_computed_tokens",
+        "num_inflight",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "parent",
+        "request",
+        "row",
+        "row_has_last_token",
+        "status",
+        "stop_token_ids",
+        "token_ids",
+    )
 
     def __init__(self, request: Request, index: int, arrival: int, max_tokens: int):
         params = request.params
@@ -36,7 +54,9 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.cache_salt = request.cache_salt
-        self.stop_token_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(request.eos_token_ids))
+        self.stop_token_ids = frozenset(params.stop_token_ids) | (
+            frozenset() if params.ignore_eos else frozenset(request.eos_token_ids)
+        )
         self.parent: Sequence | None = None  # whose prompt blocks a sibling waits to share
         self.status = Status.WAITING
         self.row = -1  # device row while running

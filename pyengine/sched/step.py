@@ -1,7 +1,7 @@
 """The border between scheduler and runner: one frozen decision down, one frozen result up, all flat integer arrays.
 
-This is the only module that both sides import. A step of 256 decodes is a few kilobytes, so it can cross a process border to
-other ranks unchanged. The order of sequences in ``rows`` is the order of the batch everywhere.
+This is the only module that both sides import. A step of 256 decodes is a few kilobytes, so it can cross a process
+border to other ranks unchanged. The order of sequences in ``rows`` is the order of the batch everywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class StepInput:
         rows: int32 [S] device row of each sequence, the batch order.
         num_new_tokens: int32 [S], >= 1.
         num_computed_tokens: int32 [S].
-        prompt_offsets: int32 [S] where the sequence's tokens of this step begin in prompt_ids; -1: its one token is the last
+        prompt_offsets: int32 [S] where the sequence's tokens of this step begin in prompt_ids; -1: its one token is
+            the last
             sampled one, which the device row holds.
         prompt_ids: int32 [sum of new tokens of sequences with offset >= 0].
         samples: bool [S] whether the sequence's logits are wanted (its tokens are complete after this step).
@@ -67,7 +68,9 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What the pass produced: int32 [number of true entries in samples], in batch order; -1 where the logits were not finite."""
+    """What the pass produced: int32 [number of true entries in samples], in batch order; -1 where the logits were not
+    finite.
+    """
 
     step_id: int
     token_ids: np.ndarray

@@ -1,4 +1,6 @@
-"""Every failure in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, whatever route, method or body it was."""
+"""Every failure in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, whatever route, method or body
+it was.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,16 @@ from pyengine.errors import RequestError
 from server.engine_client import EngineDead, SequenceFailed
 from server.state import ServerStopping
 
-_TYPES = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError",
-          415: "UnsupportedMediaTypeError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
+_TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "RequestTooLargeError",
+    415: "UnsupportedMediaTypeError",
+    429: "RateLimitError",
+    503: "ServiceUnavailableError",
+}
 
 
 def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict:
@@ -41,6 +51,7 @@ def error_response(error: BaseException) -> Response:
 
 def install(app: Flask, max_body_size: int) -> None:
     """Register the handlers; nothing reaches a client as HTML."""
+    routes = {rule.rule for rule in app.url_map.iter_rules()}
 
     @app.errorhandler(RequestError)
     @app.errorhandler(EngineDead)
@@ -53,7 +64,7 @@ def install(app: Flask, max_body_size: int) -> None:
     def on_http(error: HTTPException) -> Response:
         text = error.description or error.name
         if isinstance(error, NotFound):
-            text = "no such route; this server has /v1/chat/completions, /v1/completions, /v1/models, /health, /ready, /version, /metrics"
+            text = f"no such route; this server has {', '.join(sorted(routes))}"
         elif isinstance(error, MethodNotAllowed):
             text = f"this route takes {', '.join(sorted(set(error.valid_methods or ()) - {'HEAD', 'OPTIONS'}))}"
         elif isinstance(error, RequestEntityTooLarge):

@@ -1,7 +1,7 @@
 """What chat and completions share: read the body, submit, answer whole or as a stream of events.
 
-A stream always ends with ``[DONE]``; an error after the first byte is an event of its own before it. Streamed and plain answers come from the same
-deltas, so they are equal.
+A stream always ends with ``[DONE]``; an error after the first byte is an event of its own before it. Streamed and
+plain answers come from the same deltas, so they are equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from server.service import Service
 Shapes = ChatShapes | CompletionShapes
 
 
-def generate(service: Service, parse: Callable[[bytes], PreparedRequest], make_shapes: Callable[[str], Shapes]) -> Response:
+def generate(
+    service: Service, parse: Callable[[bytes], PreparedRequest], make_shapes: Callable[[str], Shapes]
+) -> Response:
     """The body of both POST routes."""
     if request.mimetype not in ("application/json", ""):
         raise RequestError(f"Content-Type must be application/json, got {request.mimetype[:100]!r}", status=415)
@@ -33,7 +35,9 @@ def generate(service: Service, parse: Callable[[bytes], PreparedRequest], make_s
     watch = ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone)
     if prepared.stream:
         events = _stream(answer, shapes, watch, service.config.keep_alive_interval or None)
-        return Response(events, mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        return Response(
+            events, mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        )
     return _whole(answer, shapes, watch)
 
 

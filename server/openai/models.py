@@ -21,7 +21,12 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
     def get_model(name: str) -> Response:
         card = service().model_card()
         if name != card["id"]:
-            raise RequestError(f"The model `{name[:200]}` does not exist; this server has `{card['id']}`", status=404, param="model", code="model_not_found")
+            raise RequestError(
+                f"The model `{name[:200]}` does not exist; this server has `{card['id']}`",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
         return jsonify(card)
 
     return routes

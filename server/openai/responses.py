@@ -1,4 +1,6 @@
-"""The shapes of answers: whole objects and stream chunks of both endpoints, as OpenAI's API reference defines them. No I/O."""
+"""The shapes of answers: whole objects and stream chunks of both endpoints, as OpenAI's API reference defines them. No
+I/O.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ class Head:
 
 
 def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> dict:
-    return {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_output_tokens, "total_tokens": num_prompt_tokens + num_output_tokens,
-            "prompt_tokens_details": {"cached_tokens": num_cached_tokens}}
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_output_tokens,
+        "total_tokens": num_prompt_tokens + num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
+    }
 
 
 class ChatShapes:
@@ -38,8 +44,16 @@ class ChatShapes:
         self.head = Head("chatcmpl", model)
 
     def whole(self, generations: list[Generation], usage: dict) -> dict:
-        choices = [{"index": i, "message": {"role": "assistant", "content": generation.text, "refusal": None}, "logprobs": None,
-                    "finish_reason": generation.finish_reason, "stop_reason": generation.stop_reason} for i, generation in enumerate(generations)]
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": generation.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": generation.finish_reason,
+                "stop_reason": generation.stop_reason,
+            }
+            for i, generation in enumerate(generations)
+        ]
         return self.head.envelope("chat.completion", choices, usage=usage)
 
     def opening(self, index: int) -> dict | None:
@@ -69,7 +83,10 @@ class CompletionShapes:
         self.head = Head("cmpl", model)
 
     def whole(self, generations: list[Generation], usage: dict) -> dict:
-        choices = [self._choice(i, generation.text, generation.finish_reason, generation.stop_reason) for i, generation in enumerate(generations)]
+        choices = [
+            self._choice(i, generation.text, generation.finish_reason, generation.stop_reason)
+            for i, generation in enumerate(generations)
+        ]
         return self.head.envelope("text_completion", choices, usage=usage)
 
     def opening(self, index: int) -> dict | None:
@@ -86,4 +103,10 @@ class CompletionShapes:
 
     @staticmethod
     def _choice(index: int, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None) -> dict:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason, "stop_reason": stop_reason}
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+            "stop_reason": stop_reason,
+        }

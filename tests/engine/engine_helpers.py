@@ -9,7 +9,9 @@ from pyengine.sampling_params import SamplingParams
 
 def generate(engine: Engine, jobs: dict[str, tuple[list[int], SamplingParams]]) -> dict[tuple[str, int], list[int]]:
     """Run all jobs together; tokens by (name, index). Afterwards the engine must hold nothing."""
-    tokens: dict[tuple[str, int], list[int]] = {(name, i): [] for name, (_, params) in jobs.items() for i in range(params.n)}
+    tokens: dict[tuple[str, int], list[int]] = {
+        (name, i): [] for name, (_, params) in jobs.items() for i in range(params.n)
+    }
     for name, (prompt, params) in jobs.items():
         engine.add(Request(name, prompt, params))
     while engine.has_work:

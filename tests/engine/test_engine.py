@@ -60,14 +60,17 @@ def test_stop_tokens_end_a_sequence(make_engine):
     assert generate(engine, {"b": ([5, 6, 7], params)})["b", 0] == free[: free.index(stop) + 1]
 
 
-@pytest.mark.parametrize("options, text", [
-    ({"kv_cache_memory": "10KiB"}, "--kv-cache-memory"),
-    ({"kv_cache_memory": "200KiB", "max_model_len": 2048}, "--max-model-len"),
-    ({"max_model_len": 4096}, "2048 positions"),
-    ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "--max-num-batched-tokens"),
-    ({"kv_cache_memory": "900GiB"}, "does not fit"),
-    ({"dtype": "float16", "device": "cpu"}, "float16"),
-])
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"kv_cache_memory": "10KiB"}, "--kv-cache-memory"),
+        ({"kv_cache_memory": "200KiB", "max_model_len": 2048}, "--max-model-len"),
+        ({"max_model_len": 4096}, "2048 positions"),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "--max-num-batched-tokens"),
+        ({"kv_cache_memory": "900GiB"}, "does not fit"),
+        ({"dtype": "float16", "device": "cpu"}, "float16"),
+    ],
+)
 def test_what_cannot_fit_is_refused_with_the_flag(options, text, make_engine):
     with pytest.raises(ConfigError, match=text):
         make_engine(**options)

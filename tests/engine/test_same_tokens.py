@@ -1,4 +1,6 @@
-"""Same tokens, always: a request's tokens are bit-identical whatever else happens. In bf16, with random weights whose logits are close."""
+"""Same tokens, always: a request's tokens are bit-identical whatever else happens. In bf16, with random weights whose
+logits are close.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,21 @@ def _jobs() -> dict[str, tuple[list[int], SamplingParams]]:
     shared = rng.integers(0, 500, 200).tolist()
     jobs = {}
     for i, length in enumerate([1, 2, 15, 16, 17, 31, 33, 63, 64, 100, 255, 256, 257, 300, 520]):
-        prompt = rng.integers(0, 500, length).tolist() if i % 3 else (shared[: length // 2] + rng.integers(0, 500, length - length // 2).tolist())
+        prompt = (
+            rng.integers(0, 500, length).tolist()
+            if i % 3
+            else (shared[: length // 2] + rng.integers(0, 500, length - length // 2).tolist())
+        )
         greedy = i % 2 == 0
-        params = SamplingParams(temperature=0.0 if greedy else 0.9, top_p=1.0 if greedy else 0.9, top_k=0 if i % 4 else 40, seed=i,
-                                max_tokens=20, n=3 if i % 5 == 4 and not greedy else 1, ignore_eos=True)
+        params = SamplingParams(
+            temperature=0.0 if greedy else 0.9,
+            top_p=1.0 if greedy else 0.9,
+            top_k=0 if i % 4 else 40,
+            seed=i,
+            max_tokens=20,
+            n=3 if i % 5 == 4 and not greedy else 1,
+            ignore_eos=True,
+        )
         jobs[f"r{i}"] = (prompt, params)
     return jobs
 
@@ -35,18 +48,24 @@ def alone(make_engine):
 
 
 def test_the_model_is_a_hard_case(alone):
-    assert len({tuple(tokens) for tokens in alone.values()}) > len(alone) // 2, "the random model always says the same: nothing is tested"
+    assert len({tuple(tokens) for tokens in alone.values()}) > len(alone) // 2, (
+        "the random model always says the same: nothing is tested"
+    )
 
 
-@pytest.mark.parametrize("options", [
-    {"prefix_caching": False, "enforce_eager": True, "max_num_batched_tokens": 2048},
-    {"prefix_caching": True},
-    {"max_num_batched_tokens": 37, "max_num_seqs": 32},
-    {"max_num_batched_tokens": 64, "max_num_seqs": 5},
-    {"block_size": 32},
-    {"kv_cache_memory": "700KiB", "max_model_len": 600},
-    {"async_scheduling": False},
-], ids=["crowd", "cached", "chunks-of-37", "five-rows", "blocks-of-32", "preempted", "synchronous"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefix_caching": False, "enforce_eager": True, "max_num_batched_tokens": 2048},
+        {"prefix_caching": True},
+        {"max_num_batched_tokens": 37, "max_num_seqs": 32},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 5},
+        {"block_size": 32},
+        {"kv_cache_memory": "700KiB", "max_model_len": 600},
+        {"async_scheduling": False},
+    ],
+    ids=["crowd", "cached", "chunks-of-37", "five-rows", "blocks-of-32", "preempted", "synchronous"],
+)
 def test_tokens_do_not_depend_on(options, alone, make_engine):
     engine = make_engine(**options)
     jobs = _jobs()
@@ -54,7 +73,9 @@ def test_tokens_do_not_depend_on(options, alone, make_engine):
     if "kv_cache_memory" in options:
         assert engine.stats().num_preemptions > 0, "nothing was preempted: the case tests nothing"
     if options.get("prefix_caching"):
-        assert generate(engine, {f"again-{name}": job for name, job in jobs.items()}) == {(f"again-{name}", i): t for (name, i), t in alone.items()}
+        assert generate(engine, {f"again-{name}": job for name, job in jobs.items()}) == {
+            (f"again-{name}", i): t for (name, i), t in alone.items()
+        }
         assert engine.stats().prefix_cache_hits > 0
 
 
@@ -81,7 +102,9 @@ def test_a_prefix_cache_hit_in_the_middle_of_a_running_batch(alone, make_engine)
 
     engine = make_engine(max_num_batched_tokens=128)
     jobs = _jobs()
-    tokens = {(f"{wave}-{name}", i): [] for wave in (1, 2) for name, (_, params) in jobs.items() for i in range(params.n)}
+    tokens = {
+        (f"{wave}-{name}", i): [] for wave in (1, 2) for name, (_, params) in jobs.items() for i in range(params.n)
+    }
     for name, (prompt, params) in jobs.items():
         engine.add(Request(f"1-{name}", prompt, params))
     second = [Request(f"2-{name}", prompt, params) for name, (prompt, params) in jobs.items()]

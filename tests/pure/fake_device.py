@@ -1,8 +1,8 @@
 """A device made of dictionaries: it obeys StepInputs literally and checks that every token sees exactly its own past.
 
-Each KV slot holds the (position, token) written into it. Before a sequence "attends", the slots that its block table names must hold
-its whole prefix; a stale block, a missed copy or a wrong table entry fails at once. The sampled token is a hash of the prefix, so that equal
-prefixes give equal tokens, as a batch-invariant engine does.
+Each KV slot holds the (position, token) written into it. Before a sequence "attends", the slots that its block table
+names must hold its whole prefix; a stale block, a missed copy or a wrong table entry fails at once. The sampled token
+is a hash of the prefix, so that equal prefixes give equal tokens, as a batch-invariant engine does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ class FakeDevice:
     def _write(self, step: StepInput) -> None:
         written = set()
         for i, row in enumerate(step.rows.tolist()):
-            start, count, offset = int(step.num_computed_tokens[i]), int(step.num_new_tokens[i]), int(step.prompt_offsets[i])
+            start, count, offset = (
+                int(step.num_computed_tokens[i]),
+                int(step.num_new_tokens[i]),
+                int(step.prompt_offsets[i]),
+            )
             ids = [self.last_tokens[row]] if offset < 0 else step.prompt_ids[offset : offset + count].tolist()
             assert len(ids) == count
             for position, token in enumerate(ids, start):

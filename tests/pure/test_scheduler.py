@@ -1,4 +1,6 @@
-"""The scheduler against a device that checks every read: same tokens whatever is chunked, cached, preempted, forked or in flight."""
+"""The scheduler against a device that checks every read: same tokens whatever is chunked, cached, preempted, forked or
+in flight.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,24 @@ from pyengine.sched.scheduler import Scheduler, SchedulerLimits
 class Loop:
     """The engine's loop around a scheduler and a fake device; ``depth`` steps may be in flight."""
 
-    def __init__(self, *, num_blocks=64, block_size=4, max_num_seqs=8, budget=32, depth=1, prefix_caching=True, max_model_len=None):
+    def __init__(
+        self,
+        *,
+        num_blocks=64,
+        block_size=4,
+        max_num_seqs=8,
+        budget=32,
+        depth=1,
+        prefix_caching=True,
+        max_model_len=None,
+    ):
         self.device = FakeDevice(block_size)
         self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
-        limits = SchedulerLimits(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget,
-                                 max_model_len=max_model_len or num_blocks * block_size)
+        limits = SchedulerLimits(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=max_model_len or num_blocks * block_size,
+        )
         self.scheduler = Scheduler(limits, self.blocks)
         self.depth = depth
         self.inflight = deque()
@@ -61,12 +76,27 @@ def request(name, prompt, max_tokens=8, *, n=1, eos=(), priority=0, salt=""):
 
 
 requests = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2), st.integers(0, 12)),
-    min_size=1, max_size=8)
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(1, 40),
+        st.integers(1, 20),
+        st.integers(1, 3),
+        st.integers(0, 2),
+        st.integers(0, 12),
+    ),
+    min_size=1,
+    max_size=8,
+)
 
 
 @settings(max_examples=150, deadline=None)
-@given(spec=requests, num_blocks=st.integers(16, 40), budget=st.integers(8, 64), depth=st.integers(1, 2), caching=st.booleans())
+@given(
+    spec=requests,
+    num_blocks=st.integers(16, 40),
+    budget=st.integers(8, 64),
+    depth=st.integers(1, 2),
+    caching=st.booleans(),
+)
 def test_tokens_never_depend_on_the_company(spec, num_blocks, budget, depth, caching):
     loop = Loop(num_blocks=num_blocks, budget=budget, depth=depth, prefix_caching=caching)
     expected, arrivals = {}, defaultdict(list)

@@ -1,4 +1,6 @@
-"""A real server on loopback with the default model, driven by real clients. One for the whole session; tests that break theirs start their own."""
+"""A real server on loopback with the default model, driven by real clients. One for the whole session; tests that
+break theirs start their own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from running_server import RunningServer  # noqa: E402
+from running_server import RunningServer
 
 
 @pytest.fixture(scope="session")

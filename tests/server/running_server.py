@@ -36,7 +36,18 @@ class RunningServer:
         self.log_path.unlink(missing_ok=True)
 
     def start(self, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "server", "--port", "0", "--max-num-seqs", "32", "--kv-cache-memory", "512MiB", *self._flags]
+        command = [
+            sys.executable,
+            "-m",
+            "server",
+            "--port",
+            "0",
+            "--max-num-seqs",
+            "32",
+            "--kv-cache-memory",
+            "512MiB",
+            *self._flags,
+        ]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=self.log_path.open("wb"), stdout=subprocess.DEVNULL)
         if wait:
             self.wait_until(lambda: "OpenAI's API at" in self.log(), START_TIMEOUT_S, "ready")
@@ -56,7 +67,9 @@ class RunningServer:
         deadline = time.monotonic() + timeout_s
         while not condition():
             if self.process.poll() is not None:
-                raise AssertionError(f"the server ended with {self.process.returncode} before it was {what}:\n{self.log()}")
+                raise AssertionError(
+                    f"the server ended with {self.process.returncode} before it was {what}:\n{self.log()}"
+                )
             if time.monotonic() > deadline:
                 raise AssertionError(f"not {what} within {timeout_s} s:\n{self.log()}")
             time.sleep(0.05)
@@ -64,10 +77,14 @@ class RunningServer:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def request(self, path: str, body: bytes | dict | None = None, headers: dict | None = None, method: str | None = None) -> tuple[int, bytes, dict]:
+    def request(
+        self, path: str, body: bytes | dict | None = None, headers: dict | None = None, method: str | None = None
+    ) -> tuple[int, bytes, dict]:
         """Status, body, headers; errors included."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, response.read(), dict(response.headers)
@@ -77,7 +94,11 @@ class RunningServer:
     def metric(self, name: str) -> float:
         """Sum of a metric's samples over its labels."""
         _, body, _ = self.request("/metrics")
-        values = [float(line.rsplit(" ", 1)[1]) for line in body.decode().splitlines() if re.match(re.escape(name) + r"[{ ]", line)]
+        values = [
+            float(line.rsplit(" ", 1)[1])
+            for line in body.decode().splitlines()
+            if re.match(re.escape(name) + r"[{ ]", line)
+        ]
         assert values, f"no metric {name}"
         return sum(values)
 

@@ -108,7 +108,9 @@ def test_a_second_sigterm_ends_at_once():
 
 
 def _run(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "server", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "server", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_a_taken_port_is_one_line_and_code_2():
@@ -119,10 +121,17 @@ def test_a_taken_port_is_one_line_and_code_2():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot listen" in done.stderr
 
 
-@pytest.mark.parametrize("flags, code, text", [
-    (["--model", "/nowhere/model"], 3, "/nowhere/model"), (["--kv-cache-memory", "much"], 2, "much"), (["--dtype", "int3"], 2, "int3"),
-    (["--kv-cache-memory", "900TiB"], 2, "--kv-cache-memory"), (["--no-such-flag"], 2, "no-such-flag"), (["--port", "70000"], 2, "--port"),
-])
+@pytest.mark.parametrize(
+    "flags, code, text",
+    [
+        (["--model", "/nowhere/model"], 3, "/nowhere/model"),
+        (["--kv-cache-memory", "much"], 2, "much"),
+        (["--dtype", "int3"], 2, "int3"),
+        (["--kv-cache-memory", "900TiB"], 2, "--kv-cache-memory"),
+        (["--no-such-flag"], 2, "no-such-flag"),
+        (["--port", "70000"], 2, "--port"),
+    ],
+)
 def test_bad_flags_end_with_a_line_and_a_code(flags, code, text):
     done = _run("--port", "0", *flags) if "--port" not in flags else _run(*flags)
     assert done.returncode == code, done.stderr
@@ -141,7 +150,12 @@ def test_a_truncated_gguf_is_one_line_and_code_3(tmp_path):
 def test_only_the_api_port_listens(server):
     """No socket of server or engine is open to the network but the API's, and that one only to loopback."""
     pids = {server.process.pid, server.engine_pid()}
-    inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for pid in pids for fd in os.listdir(f"/proc/{pid}/fd") if os.path.exists(f"/proc/{pid}/fd/{fd}")}
+    inodes = {
+        os.readlink(f"/proc/{pid}/fd/{fd}")
+        for pid in pids
+        for fd in os.listdir(f"/proc/{pid}/fd")
+        if os.path.exists(f"/proc/{pid}/fd/{fd}")
+    }
     listening = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in open(table).read().splitlines()[1:]:
