@@ -6,7 +6,7 @@
 // find the running maximum before and after each by a scan (exact, so the bits are those of the chain), and make all
 // factors in parallel. traffic: num_states * (D + 2) * 4 bytes per row, from L2
 #pragma once
-#include "cuda/attention/rows.cuh"
+#include "cuda/attention/job.cuh"
 
 namespace pe::cuda::attention {
 
@@ -109,9 +109,9 @@ class RowMerger {
 };
 
 // A piece of a split tile is done; called by one thread after the others' stores are ordered before it.
-__device__ __forceinline__ void arrive(const RunArgs& args, const Item& item, int kv_head) {
+__device__ __forceinline__ void arrive(const RunArgs& args, const Job& job) {
   __threadfence();
-  atomicAdd(&args.plan.arrivals[item.split * args.num_kv_heads + kv_head], 1u);
+  atomicAdd(&args.plan.arrivals[job.item.split * args.num_kv_heads + job.kv_head], 1u);
 }
 
 // The tickets of merges follow those of all pieces, so whoever waits here waits for warps that run.
@@ -130,11 +130,10 @@ template <typename T, int kDim>
 __device__ __forceinline__ void run_merge(const RunArgs& args, const MergeRow& row, int kv_head) {
   const Split split = args.plan.splits[row.split];
   wait_for_pieces(&args.plan.arrivals[row.split * args.num_kv_heads + kv_head], split.num_pieces);
-  const Sequence seq(args, split.seq);
   RowMerger<T, kDim> merger(args, split, row.row, kv_head);
   merger.merge_all();
-  merger.store(static_cast<T*>(args.out) + element_offset<T>(seq, split.first_row + row.row, kv_head, args,
-                                                             args.out_token_stride, args.out_head_stride));
+  merger.store(static_cast<T*>(args.out) + row_offset(args, args.query_start[split.seq], split.first_row + row.row,
+                                                      kv_head, args.out_token_stride, args.out_head_stride));
 }
 
 }  // namespace pe::cuda::attention

@@ -9,88 +9,81 @@
 
 namespace pe::cuda::attention {
 
-// The warp's ring. Slabs are asked for in the order in which they are used: a tile's four of K, then its four of V.
+// The warp's ring. Slabs are numbered as they are used: of tile t, K 0..3 are slabs 8 t .. 8 t + 3 and V 0..3 the next
+// four.
+constexpr int kTileParts = 2 * kTileSlabs;
+
 template <typename T, int kDim>
 class SlabRing {
  public:
-  __device__ __forceinline__ SlabRing(KvStream<T, kDim>& stream, unsigned char* slots, int num_slots, TileRange tiles)
-      : stream_(stream), slots_(slots), num_slots_(num_slots), tile_(tiles.begin), end_tile_(tiles.end) {
-    __syncwarp();  // the previous item's reads are done
-    for (int i = 0; i < num_slots_ - 1; ++i) request();
+  __device__ __forceinline__ SlabRing(const RunArgs& args, const Job& job, unsigned char* slots)
+      : stream_(args, job), args_(args), job_(job), slots_(slots) {
+    for (int i = 0; i < args.num_slots - 1; ++i) request(job.tiles.begin * kTileParts + i, i);
   }
 
-  // Waits for the next slab in line and asks for the one that takes the place of the last.
-  __device__ __forceinline__ const unsigned char* next() {
-    if (num_slots_ == kShallowSlots) {
+  // Waits for this slab, the next in line, and asks for the one that takes the place of the last.
+  __device__ __forceinline__ const unsigned char* get(int slab) {
+    if (args_.num_slots == kShallowSlots) {
       cp_async_wait<kShallowSlots - 2>();
     } else {
       cp_async_wait<kDeepSlots<kDim> - 2>();
     }
     __syncwarp();  // all lanes' copies have arrived, and all lanes are past the slab before
-    request();
-    const unsigned char* slab = slots_ + read_ * kSlabBytes<kDim>;
-    read_ = read_ + 1 == num_slots_ ? 0 : read_ + 1;
-    return slab;
+    request(slab + args_.num_slots - 1, slot_ == 0 ? args_.num_slots - 1 : slot_ - 1);
+    const unsigned char* data = slots_ + slot_ * kSlabBytes<kDim>;
+    slot_ = slot_ + 1 == args_.num_slots ? 0 : slot_ + 1;
+    return data;
   }
 
  private:
-  __device__ __forceinline__ void request() {
-    if (tile_ < end_tile_) {
-      const int token = tile_ * kTileTokens + part_ % kTileSlabs * kSlabTokens;
-      stream_.enter_chunk(tile_ / kChunkTiles);
-      if (stream_.holds(token, kSlabTokens)) {
-        stream_.template copy_rows<kSlabTokens>(slots_ + write_ * kSlabBytes<kDim>, token, part_ >= kTileSlabs);
+  __device__ __forceinline__ void request(int slab, int slot) {
+    const int tile = slab / kTileParts, part = slab % kTileParts;
+    if (tile < job_.tiles.end) {
+      const int token = tile * kTileTokens + part % kTileSlabs * kSlabTokens;
+      if (part == 0) stream_.enter_tile(tile);
+      if (holds_keys(job_, token, kSlabTokens)) {
+        stream_.template copy_rows<kSlabTokens>(slots_ + slot * kSlabBytes<kDim>, token, part >= kTileSlabs);
       }
-      part_ = part_ + 1 == 2 * kTileSlabs ? 0 : part_ + 1;
-      tile_ += part_ == 0;
-      write_ = write_ + 1 == num_slots_ ? 0 : write_ + 1;
     }
     cp_async_commit();  // also when empty: groups are counted
   }
 
-  KvStream<T, kDim>& stream_;
+  KvStream<T, kDim> stream_;
+  const RunArgs& args_;
+  const Job& job_;
   unsigned char* slots_;
-  int num_slots_, tile_, end_tile_;
-  int part_ = 0, write_ = 0, read_ = 0;
+  int slot_ = 0;  // of the next slab in line
 };
 
-template <typename T, int kDim>
-__device__ __forceinline__ void run_warp_item(const RunArgs& args, const Item& item, int kv_head,
-                                              unsigned char* slots) {
-  const Sequence seq(args, item.seq);
-  const WarpRows rows(seq, item.first_row, seq.num_rows(args.group), args);
-  const KeyRange range{rows.first.begin, rows.last.end};
-  const TileRange tiles = tiles_of(item, range);
-  KvStream<T, kDim> stream(args, item.seq, kv_head, range, tiles.begin / kChunkTiles);
-  SlabRing<T, kDim> ring(stream, slots, args.num_slots, tiles);
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void run_warp_item(const RunArgs& args, const Job& job, unsigned char* slots) {
+  SlabRing<T, kDim> ring(args, job, slots);
   uint32_t q[kDim / 16][4];
-  load_queries<T, kDim>(args, seq, rows, kv_head, q);
-  ChunkSink<T, kDim> sink(args, item, kv_head, rows.num_rows, 0);
-  RowState<kDim> chunk;
+  load_queries<T, kDim, kHalves>(args, job, q);
+  RowState<kDim, kHalves> chunk, running;
   chunk.clear();
+  running.clear();
 
-  for (int tile = tiles.begin; tile < tiles.end; ++tile) {
+  for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
     const int token = tile * kTileTokens;
     TileScores scores = {};
 #pragma unroll
     for (int s = 0; s < kTileSlabs; ++s) {
-      const unsigned char* keys = ring.next();
-      if (stream.holds(token + s * kSlabTokens, kSlabTokens)) multiply_keys<T, kDim, 1>(keys, q, scores + 2 * s);
+      const unsigned char* keys = ring.get(tile * kTileParts + s);
+      if (holds_keys(job, token + s * kSlabTokens, kSlabTokens)) multiply_keys<T, kDim, 1>(keys, q, scores + 2 * s);
     }
-    if (!rows.all_see_all(token, kTileTokens)) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) hide_keys(token, rows.mine[i].begin, rows.mine[i].end, i, scores);
-    }
+    if (!sees_whole_tile(job, token)) hide_unseen<kHalves>(args, job, token, scores);
     TileWeights weights;
     absorb_scores<T>(scores, args.scale_log2, chunk, weights);
 #pragma unroll
     for (int s = 0; s < kTileSlabs; ++s) {
-      const unsigned char* values = ring.next();
-      if (stream.holds(token + s * kSlabTokens, kSlabTokens)) multiply_values<T, kDim>(values, weights[s], chunk.acc);
+      const unsigned char* values = ring.get(tile * kTileParts + kTileSlabs + s);
+      if (holds_keys(job, token + s * kSlabTokens, kSlabTokens))
+        multiply_values<T, kDim>(values, weights[s], chunk.acc);
     }
-    if ((tile + 1) % kChunkTiles == 0 || tile + 1 == tiles.end) sink.take(rows, chunk);
+    if (ends_chunk(job, tile)) end_chunk(args, job, tile / kChunkTiles, chunk, running);
   }
-  sink.finish(seq, rows);
+  end_item<T>(args, job, running);
 }
 
 }  // namespace pe::cuda::attention

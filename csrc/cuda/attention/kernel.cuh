@@ -16,50 +16,73 @@
 
 namespace pe::cuda::attention {
 
+// Shared memory of the kernel as one warp sees it.
+struct WarpMemory {
+  unsigned char* cta_slots;
+  unsigned char* warp_slots;
+  Job* job;
+  int* ticket;  // of the CTA
+};
+template <int kDim>
+__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots) {
+  unsigned char* const control = smem + ring_bytes<kDim>(num_slots);
+  return {smem, smem + warp_id() * num_slots * kSlabBytes<kDim>,
+          reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
+          reinterpret_cast<int*>(control + kWarps * kJobBytes)};
+}
+
 template <typename T, int kDim>
-__device__ __forceinline__ void run_cta_tickets(const RunArgs& args, int num_tickets, unsigned char* slots,
-                                                int* shared) {
+__device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpMemory& memory) {
   for (;;) {
-    __syncthreads();  // everybody is done with the rings and the last ticket
-    if (threadIdx.x == 0) *shared = static_cast<int>(atomicAdd(&args.plan.header->next_cta, 1u));
+    __syncthreads();  // everybody is done with the ring and the last ticket
+    if (threadIdx.x == 0) *memory.ticket = static_cast<int>(atomicAdd(&args.plan.header->next_cta, 1u));
     __syncthreads();
-    const int ticket = *shared;
-    if (ticket >= num_tickets) return;
-    const Item item = args.plan.cta_items[ticket / args.num_kv_heads];
+    const int ticket = *memory.ticket;
+    if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
+    set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
+            warp_id() * kWarpRows, memory.job);
+    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    if (memory.job->item.split < 0) continue;
+    __syncthreads();
+    if (threadIdx.x == 0) arrive(args, *memory.job);
+  }
+}
+
+// Without CTA items all warps start at once: their first tickets go round the SMs, so that few items do not crowd on
+// few SMs. All others are taken as warps come free.
+__device__ __forceinline__ int take_warp_ticket(const RunArgs& args, bool first) {
+  const bool spread = args.spread && args.plan.header->num_cta_items == 0;
+  const int num_ctas = static_cast<int>(gridDim.x);
+  if (spread && first) return warp_id() * num_ctas + static_cast<int>(blockIdx.x);
+  int ticket = 0;
+  if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_warp, 1u));
+  return __shfl_sync(kFullMask, ticket, 0) + (spread ? num_ctas * kWarps : 0);
+}
+
+template <typename T, int kDim>
+__device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const WarpMemory& memory) {
+  for (bool first = true;; first = false) {
+    const int ticket = take_warp_ticket(args, first);
+    const int num_items = args.plan.header->num_warp_items * args.num_kv_heads;
+    const int num_merges = args.plan.header->num_merge_rows * args.num_kv_heads;
+    if (ticket >= num_items + num_merges) return;
     const int kv_head = ticket % args.num_kv_heads;
-    run_cta_item<T, kDim>(args, item, kv_head, slots);
-    if (item.split < 0) continue;
-    __syncthreads();
-    if (threadIdx.x == 0) arrive(args, item, kv_head);
-  }
-}
-
-// `next` is this warp's first ticket, or -1 to take one; tickets taken begin at `taken_from`.
-template <typename T, int kDim>
-__device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Header& header, unsigned char* slots,
-                                                 int next, int taken_from) {
-  const int num_items = header.num_warp_items * args.num_kv_heads;
-  const int num_tickets = num_items + header.num_merge_rows * args.num_kv_heads;
-  for (;;) {
-    if (next < 0) {
-      if (lane_id() == 0) next = taken_from + static_cast<int>(atomicAdd(&args.plan.header->next_warp, 1u));
-      next = __shfl_sync(kFullMask, next, 0);
+    if (ticket >= num_items) {
+      run_merge<T, kDim>(args, args.plan.merge_rows[(ticket - num_items) / args.num_kv_heads], kv_head);
+      continue;
     }
-    if (next >= num_tickets) return;
-    const int kv_head = next % args.num_kv_heads;
-    if (next < num_items) {
-      const Item item = args.plan.warp_items[next / args.num_kv_heads];
-      run_warp_item<T, kDim>(args, item, kv_head, slots);
-      __syncwarp();
-      if (item.split >= 0 && lane_id() == 0) arrive(args, item, kv_head);
+    set_job(args, args.plan.warp_items[ticket / args.num_kv_heads], kv_head, kWarpRows, 0, memory.job);
+    if (memory.job->num_rows <= kHalfRows) {
+      run_warp_item<T, kDim, 1>(args, *memory.job, memory.warp_slots);
     } else {
-      run_merge<T, kDim>(args, args.plan.merge_rows[(next - num_items) / args.num_kv_heads], kv_head);
+      run_warp_item<T, kDim, 2>(args, *memory.job, memory.warp_slots);
     }
-    next = -1;
+    __syncwarp();
+    if (memory.job->item.split >= 0 && lane_id() == 0) arrive(args, *memory.job);
   }
 }
 
-__device__ inline void leave(const RunArgs& args, const Header& header, int* shared) {
+__device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
@@ -67,7 +90,7 @@ __device__ inline void leave(const RunArgs& args, const Header& header, int* sha
   }
   __syncthreads();
   if (*shared == 0) return;
-  const int num_arrivals = header.num_splits * args.num_kv_heads;
+  const int num_arrivals = args.plan.header->num_splits * args.num_kv_heads;
   for (int i = static_cast<int>(threadIdx.x); i < num_arrivals; i += kThreads) args.plan.arrivals[i] = 0;
   if (threadIdx.x == 0) args.plan.header->next_cta = args.plan.header->next_warp = args.plan.header->num_done = 0;
 }
@@ -76,19 +99,11 @@ template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
-  int* const shared = reinterpret_cast<int*>(smem + smem_bytes<kDim>(args.num_slots) - kControlBytes);
+  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots);
   wait_for_predecessor();
-  const Header header = *args.plan.header;
-  if (header.num_cta_items > 0) {
-    run_cta_tickets<T, kDim>(args, header.num_cta_items * args.num_kv_heads, smem, shared);
-  }
-  // Without CTA items all warps start now, and their first tickets go round the SMs; the rest is taken as warps come
-  // free.
-  const bool spread = args.spread && header.num_cta_items == 0;
-  const int num_ctas = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
-  run_warp_tickets<T, kDim>(args, header, smem + warp_id() * args.num_slots * kSlabBytes<kDim>,
-                            spread ? warp_id() * num_ctas + cta : -1, spread ? num_ctas * kWarps : 0);
-  leave(args, header, shared);
+  if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
+  run_warp_tickets<T, kDim>(args, memory);
+  leave(args, memory.ticket);
 }
 
 template <int kDim>

@@ -10,86 +10,84 @@
 
 namespace pe::cuda::attention {
 
-// The CTA's ring of tiles, K and V in turn; each warp copies 8 of a tile's 64 rows.
+// The CTA's ring of tiles: K and V of an even tile, K and V of an odd one. Each warp copies 8 of a tile's 64 rows.
 template <typename T, int kDim>
 class TileRing {
  public:
-  __device__ __forceinline__ TileRing(KvStream<T, kDim>& stream, unsigned char* slots, TileRange tiles)
-      : stream_(stream), slots_(slots), tile_(tiles.begin), end_tile_(tiles.end) {
-#pragma unroll
-    for (int i = 0; i < kCtaStages - 1; ++i) request();
+  __device__ __forceinline__ TileRing(const RunArgs& args, const Job& job, unsigned char* slots)
+      : stream_(args, job), job_(job), slots_(slots) {
+    static_assert(kCtaStages == 4, "two tiles");
+    request(job.tiles.begin, false);
+    request(job.tiles.begin, true);
+    request(job.tiles.begin + 1, false);
   }
 
-  // Waits for the next tile in line and asks for the one that takes the place of the last.
-  __device__ __forceinline__ const unsigned char* next() {
-    cp_async_wait<kCtaStages - 2>();
-    __syncthreads();  // all warps' copies have arrived, and all warps are past the tile before
-    request();
-    const unsigned char* tile = slots_ + read_ * kTileBytes<kDim>;
-    read_ = (read_ + 1) % kCtaStages;
-    return tile;
+  // Wait for K or V of a tile, in this order, and ask for what takes the place of the one before.
+  __device__ __forceinline__ const unsigned char* keys(int tile) {
+    wait();
+    request(tile + 1, true);
+    return slot(tile, false);
+  }
+  __device__ __forceinline__ const unsigned char* values(int tile) {
+    wait();
+    request(tile + 2, false);
+    return slot(tile, true);
   }
 
  private:
-  __device__ __forceinline__ void request() {
-    if (tile_ < end_tile_) {
+  __device__ __forceinline__ void wait() {
+    cp_async_wait<kCtaStages - 2>();
+    __syncthreads();  // all warps' copies have arrived, and all warps are past the tile before
+  }
+  __device__ __forceinline__ unsigned char* slot(int tile, bool values) const {
+    return slots_ + (tile % 2 * 2 + values) * kTileBytes<kDim>;
+  }
+  __device__ __forceinline__ void request(int tile, bool values) {
+    if (tile < job_.tiles.end) {
       constexpr int kRows = kTileTokens / kWarps;
       static_assert(kSlabTokens % kRows == 0, "a warp's rows lie in one slab");
       const int row = warp_id() * kRows;
-      stream_.enter_chunk(tile_ / kChunkTiles);
-      stream_.template copy_rows<kRows>(slots_ + write_ * kTileBytes<kDim> + row * kRowBytes<kDim>,
-                                        tile_ * kTileTokens + row, write_ % 2 != 0);
-      tile_ += write_ % 2;
-      write_ = (write_ + 1) % kCtaStages;
+      if (!values) stream_.enter_tile(tile);
+      stream_.template copy_rows<kRows>(slot(tile, values) + row * kRowBytes<kDim>, tile * kTileTokens + row, values);
     }
     cp_async_commit();  // also when empty: groups are counted
   }
 
-  KvStream<T, kDim>& stream_;
+  KvStream<T, kDim> stream_;
+  const Job& job_;
   unsigned char* slots_;
-  int tile_, end_tile_;
-  int write_ = 0, read_ = 0;
 };
 
 template <typename T, int kDim>
-__device__ __forceinline__ void run_cta_item(const RunArgs& args, const Item& item, int kv_head, unsigned char* slots) {
-  const Sequence seq(args, item.seq);
-  const int end_row = min(item.first_row + kCtaRows, seq.num_rows(args.group));
-  const WarpRows rows(seq, item.first_row + warp_id() * kWarpRows, end_row, args);
-  const KeyRange range{seq.keys_of(item.first_row, args).begin, seq.keys_of(end_row - 1, args).end};
-  const TileRange tiles = tiles_of(item, range);
-  KvStream<T, kDim> stream(args, item.seq, kv_head, range, tiles.begin / kChunkTiles);
-  TileRing<T, kDim> ring(stream, slots, tiles);
+__device__ __forceinline__ void run_cta_item(const RunArgs& args, const Job& job, unsigned char* slots) {
+  TileRing<T, kDim> ring(args, job, slots);
   uint32_t q[kDim / 16][4];
-  load_queries<T, kDim>(args, seq, rows, kv_head, q);
-  ChunkSink<T, kDim> sink(args, item, kv_head, end_row - item.first_row, warp_id() * kWarpRows);
-  RowState<kDim> chunk;
+  load_queries<T, kDim, 2>(args, job, q);
+  RowState<kDim, 2> chunk, running;
   chunk.clear();
+  running.clear();
 
-  for (int tile = tiles.begin; tile < tiles.end; ++tile) {
+  for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
     const int token = tile * kTileTokens;
-    const bool works = rows.sees_any(token, kTileTokens);
+    const bool works = sees_tile(job, token);
     TileWeights weights;
-    const unsigned char* keys = ring.next();
+    const unsigned char* keys = ring.keys(tile);
     if (works) {
       TileScores scores = {};
       multiply_keys<T, kDim, kTileSlabs>(keys, q, scores);
-      if (!rows.all_see_all(token, kTileTokens)) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) hide_keys(token, rows.mine[i].begin, rows.mine[i].end, i, scores);
-      }
+      if (!sees_whole_tile(job, token)) hide_unseen<2>(args, job, token, scores);
       absorb_scores<T>(scores, args.scale_log2, chunk, weights);
     }
-    const unsigned char* values = ring.next();
+    const unsigned char* values = ring.values(tile);
     if (works) {
 #pragma unroll
       for (int s = 0; s < kTileSlabs; ++s) {
         multiply_values<T, kDim>(values + s * kSlabBytes<kDim>, weights[s], chunk.acc);
       }
     }
-    if ((tile + 1) % kChunkTiles == 0 || tile + 1 == tiles.end) sink.take(rows, chunk);
+    if (ends_chunk(job, tile)) end_chunk(args, job, tile / kChunkTiles, chunk, running);
   }
-  sink.finish(seq, rows);
+  end_item<T>(args, job, running);
 }
 
 }  // namespace pe::cuda::attention

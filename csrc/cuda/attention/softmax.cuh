@@ -33,15 +33,15 @@ __device__ __forceinline__ float power_of_2(float x) {
 }
 #endif
 
-// Running softmax of a warp's 16 rows; index i is this lane's row lane / 4 + 8 i.
-template <int kDim>
+// Running softmax of a warp's first 8 kHalves rows; index i is this lane's row lane / 4 + 8 i.
+template <int kDim, int kHalves>
 struct RowState {
-  float max[2], sum[2];
+  float max[kHalves], sum[kHalves];
   float acc[kDim / 8][4];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kHalves; ++i) {
       max[i] = kNoScore;
       sum[i] = 0;
     }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void multiply_keys(const unsigned char* keys, const u
   }
 }
 
-// acc += weights of one slab x v.
+// acc += weights of one slab x v. The weights of a half that is not computed are zero.
 template <typename T, int kDim>
 __device__ __forceinline__ void multiply_values(const unsigned char* values, const uint32_t (&weights)[4],
                                                 float (&acc)[kDim / 8][4]) {
@@ -102,11 +102,11 @@ __device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, 
 }
 
 // Takes one tile into the state's max and sum, rescales acc, and leaves the weights that v is to be multiplied with.
-template <typename T, int kDim>
-__device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_log2, RowState<kDim>& state,
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_log2, RowState<kDim, kHalves>& state,
                                               TileWeights& weights) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kHalves; ++i) {
     float most = state.max[i];
 #pragma unroll
     for (int j = 0; j < kTileTokens / 8; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
@@ -137,16 +137,16 @@ __device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_lo
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       weights[s][2 * half] = pack2<T>(scores[2 * s + half][0], scores[2 * s + half][1]);
-      weights[s][2 * half + 1] = pack2<T>(scores[2 * s + half][2], scores[2 * s + half][3]);
+      weights[s][2 * half + 1] = kHalves == 2 ? pack2<T>(scores[2 * s + half][2], scores[2 * s + half][3]) : 0;
     }
   }
 }
 
 // A chunk's sums are kept per lane until its end: here the four lanes of a row add theirs up.
-template <int kDim>
-__device__ __forceinline__ void close_chunk(RowState<kDim>& state) {
+template <int kDim, int kHalves>
+__device__ __forceinline__ void close_chunk(RowState<kDim, kHalves>& state) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) state.sum[i] = warp_sum<4>(state.sum[i]);
+  for (int i = 0; i < kHalves; ++i) state.sum[i] = warp_sum<4>(state.sum[i]);
 }
 
 // The contract's merge, as two factors: (max, sum, acc) of both become max, sum * old + sum2 * added, likewise acc.
@@ -163,10 +163,11 @@ __device__ __forceinline__ float merge(float x, float chunk_x, const MergeFactor
 
 // state = state merged with a later, closed chunk; one in which a row saw nothing (sum is 0, not NaN) is left out for
 // that row.
-template <int kDim>
-__device__ __forceinline__ void merge_chunk(const RowState<kDim>& chunk, float scale_log2, RowState<kDim>& state) {
+template <int kDim, int kHalves>
+__device__ __forceinline__ void merge_chunk(const RowState<kDim, kHalves>& chunk, float scale_log2,
+                                            RowState<kDim, kHalves>& state) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kHalves; ++i) {
     if (chunk.sum[i] == 0) continue;
     const MergeFactors f = merge_factors(state.max[i], chunk.max[i], scale_log2);
     state.max[i] = f.max;

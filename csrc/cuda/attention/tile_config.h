@@ -20,6 +20,9 @@ constexpr int kChunkSlabs = kChunkTokens / kSlabTokens;
 
 // Packed rows of one warp: the m of m16n8k16. Row r of a sequence is query token r / group, query head r % group.
 constexpr int kWarpRows = 16;
+// A lane holds rows of both halves of the 16. Up to 8 rows (decode of groups up to 8) the second half is not computed,
+// only multiplied along: half the softmax, and a quarter of the registers.
+constexpr int kHalfRows = 8;
 // Two warps per scheduler: one's softmax runs under the other's products. The registers of two accumulators (chunk and
 // running) at head_dim 128 leave no room for more.
 constexpr int kWarps = 8;
@@ -55,11 +58,17 @@ constexpr int kShallowSlots = 2;
 template <int kDim>
 constexpr int kDeepSlots = kDeepRingBytes / kSlabBytes<kDim>;
 
-constexpr int kControlBytes = 128;  // the CTA's ticket, behind the rings
+// Behind the rings: each warp's job (job.cuh), then the CTA's ticket.
+constexpr int kJobBytes = 128;
+constexpr int kControlBytes = kWarps * kJobBytes + 16;
+template <int kDim>
+constexpr int ring_bytes(int num_slots) {
+  const int warps = kWarps * num_slots * kSlabBytes<kDim>, cta = kCtaStages * kTileBytes<kDim>;
+  return warps > cta ? warps : cta;
+}
 template <int kDim>
 constexpr int smem_bytes(int num_slots) {
-  const int warps = kWarps * num_slots * kSlabBytes<kDim>, cta = kCtaStages * kTileBytes<kDim>;
-  return (warps > cta ? warps : cta) + kControlBytes;
+  return ring_bytes<kDim>(num_slots) + kControlBytes;
 }
 
 // ---- schedule

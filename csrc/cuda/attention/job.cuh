@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// A warp's job: 16 packed query rows of one sequence and kv head, and the keys they are multiplied with.
+//
+// Row r of a sequence (for one kv head) is query token r / group, query head r % group of the group. Positions ascend
+// with r, so the first row has the smallest range of visible keys and the last row the largest. Lane l holds rows l / 4
+// and l / 4 + 8, as mma.cuh lays accumulators out.
+//
+// Everything here is equal in all lanes, so it lives in shared memory, once per warp: at head_dim 128 the two
+// accumulators, the scores and q leave the registers no room for it.
+#pragma once
+#include "cuda/attention/args.h"
+#include "cuda/attention/softmax.cuh"
+
+namespace pe::cuda::attention {
+
+struct KeyRange {
+  int begin, end;  // keys [begin, end)
+};
+struct TileRange {
+  int begin, end;  // tiles of 64 keys
+};
+
+struct Job {
+  Item item;
+  int kv_head;
+  int query_begin, first_position;  // of the sequence's first query token: its index in q, and its absolute position
+  int tile_rows;                    // rows of the item, all warps together
+  int first_row, row_in_tile;       // this warp's first row, in the sequence and in the item
+  int num_rows;                     // may be 0 in a CTA's last tile
+  KeyRange first, last;             // what this warp's first and last row see
+  KeyRange keys;                    // what any row of the item sees: all that is read
+  TileRange tiles;                  // of the item's chunks, those with such keys
+  int64_t table_offset, head_offset;
+};
+static_assert(sizeof(Job) <= kJobBytes, "room in shared memory");
+
+__device__ __forceinline__ KeyRange keys_of_row(int first_position, int row, const RunArgs& args) {
+  const int position = first_position + row / args.group;
+  const int begin = args.window == 0 ? 0 : position - args.window + 1;
+  return {begin > 0 ? begin : 0, position + 1};
+}
+
+// Writes the job of one warp of an item: rows [row_in_tile, row_in_tile + 16) of its tile. All lanes call.
+__device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, int kv_head, int max_tile_rows,
+                                        int row_in_tile, Job* job) {
+  Job j;
+  j.item = item;
+  j.kv_head = kv_head;
+  j.query_begin = args.query_start[item.seq];
+  const int num_queries = args.query_start[item.seq + 1] - j.query_begin;
+  j.first_position = args.seq_lens[item.seq] - num_queries;
+  j.tile_rows = min(max_tile_rows, num_queries * args.group - item.first_row);
+  j.row_in_tile = row_in_tile;
+  j.first_row = item.first_row + row_in_tile;
+  j.num_rows = max(0, min(kWarpRows, j.tile_rows - row_in_tile));
+  j.first = keys_of_row(j.first_position, j.first_row, args);
+  j.last = keys_of_row(j.first_position, j.first_row + max(j.num_rows, 1) - 1, args);
+  j.keys = {keys_of_row(j.first_position, item.first_row, args).begin,
+            keys_of_row(j.first_position, item.first_row + j.tile_rows - 1, args).end};
+  j.tiles = {max(item.chunk_begin * kChunkTiles, j.keys.begin / kTileTokens),
+             min(item.chunk_end * kChunkTiles, div_ceil(j.keys.end, kTileTokens))};
+  const int table_row = args.table_rows == nullptr ? item.seq : args.table_rows[item.seq];
+  j.table_offset = table_row * args.block_table_stride;
+  j.head_offset = kv_head * args.head_stride;
+  __syncwarp();  // nobody reads the last job any more
+  if (lane_id() == 0) *job = j;
+  __syncwarp();
+}
+
+// Some row of the warp sees some key of [token, token + 64).
+__device__ __forceinline__ bool sees_tile(const Job& job, int token) {
+  return job.num_rows > 0 && token < job.last.end && token + kTileTokens > job.first.begin;
+}
+// Every row of the warp sees all of them.
+__device__ __forceinline__ bool sees_whole_tile(const Job& job, int token) {
+  return token >= job.last.begin && token + kTileTokens <= job.first.end;
+}
+// Some row of the item sees some key of [token, token + count).
+__device__ __forceinline__ bool holds_keys(const Job& job, int token, int count) {
+  return token < job.keys.end && token + count > job.keys.begin;
+}
+
+// Row of the warp that this lane holds as its row i, and whether it exists.
+__device__ __forceinline__ int lane_row(int i) { return lane_id() / 4 + 8 * i; }
+__device__ __forceinline__ bool has_row(const Job& job, int i) { return lane_row(i) < job.num_rows; }
+
+template <int kHalves>
+__device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job, int token, TileScores& scores) {
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+    const KeyRange keys = keys_of_row(job.first_position, job.first_row + lane_row(i), args);
+    hide_keys(token, keys.begin, keys.end, i, scores);
+  }
+}
+
+// Where a row of q or out begins.
+__device__ __forceinline__ int64_t row_offset(const RunArgs& args, int query_begin, int row, int kv_head,
+                                              int64_t token_stride, int64_t head_stride) {
+  const int token = row / args.group, member = row % args.group;
+  return int64_t{query_begin + token} * token_stride + (int64_t{kv_head} * args.group + member) * head_stride;
+}
+
+// Rows that do not exist are zeros: their scores are finite, and nobody reads their results.
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void load_queries(const RunArgs& args, const Job& job, uint32_t (&q)[kDim / 16][4]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool exists = i < kHalves && has_row(job, i);
+    const int64_t offset = row_offset(args, job.query_begin, job.first_row + lane_row(i), job.kv_head,
+                                      args.q_token_stride, args.q_head_stride);
+    const auto* from = reinterpret_cast<const uint32_t*>(static_cast<const T*>(args.q) + (exists ? offset : 0));
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      const int pair = 8 * k + lane_id() % 4;
+      q[k][i] = exists ? from[pair] : 0;
+      q[k][i + 2] = exists ? from[pair + 4] : 0;
+    }
+  }
+}
+
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void store_output(const RunArgs& args, const Job& job,
+                                             const RowState<kDim, kHalves>& state) {
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+    if (!has_row(job, i)) continue;
+    auto* to = reinterpret_cast<uint32_t*>(static_cast<T*>(args.out) +
+                                           row_offset(args, job.query_begin, job.first_row + lane_row(i), job.kv_head,
+                                                      args.out_token_stride, args.out_head_stride));
+    const float scale = inverse_sum(state.sum[i]);
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      to[4 * j + lane_id() % 4] = pack2<T>(state.acc[j][2 * i] * scale, state.acc[j][2 * i + 1] * scale);
+    }
+  }
+}
+
+// Stores the warp's rows as partial result number `index` of the item.
+template <int kDim, int kHalves>
+__device__ __forceinline__ void store_partial(const RunArgs& args, const Job& job, int index,
+                                              const RowState<kDim, kHalves>& state) {
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+    if (!has_row(job, i)) continue;
+    const int64_t row = job.item.state + int64_t{index} * job.tile_rows + job.row_in_tile + lane_row(i);
+    const int64_t at = row * args.num_kv_heads + job.kv_head;
+    auto* acc = reinterpret_cast<float2*>(args.partial_acc + at * kDim);
+    if (lane_id() % 4 == 0) reinterpret_cast<float2*>(args.partial_sum)[at] = make_float2(state.max[i], state.sum[i]);
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      acc[4 * j + lane_id() % 4] = make_float2(state.acc[j][2 * i], state.acc[j][2 * i + 1]);
+    }
+  }
+}
+
+// The two ends of a chunk: into the running state of the item, or to a partial result of its own; then the next one
+// begins.
+template <int kDim, int kHalves>
+__device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
+                                          RowState<kDim, kHalves>& chunk, RowState<kDim, kHalves>& running) {
+  close_chunk(chunk);
+  if (job.item.folds != 0) {
+    merge_chunk(chunk, args.scale_log2, running);
+  } else {
+    store_partial(args, job, chunk_index - job.item.chunk_begin, chunk);
+  }
+  chunk.clear();
+}
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void end_item(const RunArgs& args, const Job& job, const RowState<kDim, kHalves>& running) {
+  if (job.item.folds == 0) return;
+  if (job.item.split < 0) {
+    store_output<T>(args, job, running);
+  } else {
+    store_partial(args, job, 0, running);
+  }
+}
+
+__device__ __forceinline__ bool ends_chunk(const Job& job, int tile) {
+  return (tile + 1) % kChunkTiles == 0 || tile + 1 == job.tiles.end;
+}
+
+}  // namespace pe::cuda::attention
