@@ -7,9 +7,9 @@ namespace pe {
 
 // Computed in fp32, rounded once.
 struct SiluMulParams {
-  void* out = nullptr;           // [rows, cols]
-  const void* gate_up = nullptr; // [rows, 2 * cols]: gate in [0, cols), up in [cols, 2 * cols)
-  int64_t rows = 0, cols = 0;    // cols % 8 == 0
+  void* out = nullptr;            // [rows, cols]
+  const void* gate_up = nullptr;  // [rows, 2 * cols]: gate in [0, cols), up in [cols, 2 * cols)
+  int64_t rows = 0, cols = 0;     // cols % 8 == 0
   int64_t out_stride = 0, gate_up_stride = 0;
   DType dtype = DType::kBF16;
 };

@@ -50,9 +50,9 @@ constexpr T round_up(T a, T b) {
 [[noreturn]] void throw_error(const char* op, const std::string& text);
 
 // PE_CHECK("rms_norm", cols % 8 == 0, "cols must be a multiple of 8, got " + std::to_string(cols))
-#define PE_CHECK(op, condition, text)               \
-  do {                                              \
-    if (!(condition)) ::pe::throw_error(op, text);  \
+#define PE_CHECK(op, condition, text)              \
+  do {                                             \
+    if (!(condition)) ::pe::throw_error(op, text); \
   } while (0)
 
 }  // namespace pe

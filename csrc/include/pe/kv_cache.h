@@ -11,28 +11,29 @@ namespace pe {
 //      (a, b) = (x[i], x[i + rotary_dim / 2]) -> (a cos - b sin, b cos + a sin), i < rotary_dim / 2 (RoFormer,
 //      arXiv 2104.09864; scaled variants are only other tables);
 //   3. write q back in place, and k and v into the cache at slot_mapping[t] = block * block_size + offset.
-// slot -1: the token is padding; neither q nor the cache is touched for it. All in fp32 between one load and one rounding.
+// slot -1: the token is padding; neither q nor the cache is touched for it. All in fp32 between one load and one
+// rounding.
 struct RopeWriteKvParams {
   void* qkv = nullptr;                    // [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; q rotated in place
   const int32_t* positions = nullptr;     // [num_tokens] absolute position, < max_position
   const int64_t* slot_mapping = nullptr;  // [num_tokens]
-  const float* cos_sin = nullptr;         // [max_position, rotary_dim]: cos in the first half, sin in the second; or null
-  const void* q_norm = nullptr;           // [head_dim] or null
-  const void* k_norm = nullptr;           // [head_dim] or null
+  const float* cos_sin = nullptr;  // [max_position, rotary_dim]: cos in the first half, sin in the second; or null
+  const void* q_norm = nullptr;    // [head_dim] or null
+  const void* k_norm = nullptr;    // [head_dim] or null
   PagedKV kv;
   int64_t num_tokens = 0, qkv_stride = 0, max_position = 0;
   int32_t num_heads = 0, rotary_dim = 0;  // rotary_dim even, <= head_dim
   float norm_eps = 0;
-  DType dtype = DType::kBF16;             // of qkv, norms and (today) of the cache
+  DType dtype = DType::kBF16;  // of qkv, norms and (today) of the cache
 };
 
-// copy_blocks: dst block <- src block, for copy-on-write. An arena is `num_parts` parts (1 when a block holds all layers
-// contiguously; 2 * layers when each layer has its own K and V array), each with the same blocks.
-// Pairs arrive in device memory; a pair with dst < 0 is padding. Sources and destinations of one call are disjoint.
+// copy_blocks: dst block <- src block, for copy-on-write. An arena is `num_parts` parts (1 when a block holds all
+// layers contiguously; 2 * layers when each layer has its own K and V array), each with the same blocks. Pairs arrive
+// in device memory; a pair with dst < 0 is padding. Sources and destinations of one call are disjoint.
 struct CopyBlocksParams {
   void* arena = nullptr;
   int64_t num_parts = 1, part_stride_bytes = 0, block_stride_bytes = 0, block_bytes = 0;  // multiples of 16
-  const int32_t* pairs = nullptr;  // [num_pairs, 2]: src, dst
+  const int32_t* pairs = nullptr;                                                         // [num_pairs, 2]: src, dst
   int64_t num_pairs = 0;
 };
 

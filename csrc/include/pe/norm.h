@@ -10,11 +10,11 @@ namespace pe {
 // Mean of squares and scaling in fp32, one rounding at the end; the sum's order depends on `cols` alone.
 // out may alias x.
 struct RmsNormParams {
-  void* out = nullptr;           // [rows, cols]
-  const void* x = nullptr;       // [rows, cols]
-  void* residual = nullptr;      // [rows, cols] read and written; may be null
-  const void* weight = nullptr;  // [cols]
-  int64_t rows = 0, cols = 0;    // cols % 8 == 0
+  void* out = nullptr;                                        // [rows, cols]
+  const void* x = nullptr;                                    // [rows, cols]
+  void* residual = nullptr;                                   // [rows, cols] read and written; may be null
+  const void* weight = nullptr;                               // [cols]
+  int64_t rows = 0, cols = 0;                                 // cols % 8 == 0
   int64_t out_stride = 0, x_stride = 0, residual_stride = 0;  // between rows; rows are contiguous inside
   float eps = 0;
   DType dtype = DType::kBF16;

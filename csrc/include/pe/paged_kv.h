@@ -6,8 +6,8 @@
 
 namespace pe {
 
-// Element (block, head, token, d) of K lives at k + block * block_stride + head * head_stride + token * token_stride + d;
-// V likewise with the same strides. Rows of head_dim elements are contiguous and 16-byte aligned.
+// Element (block, head, token, d) of K lives at k + block * block_stride + head * head_stride + token * token_stride +
+// d; V likewise with the same strides. Rows of head_dim elements are contiguous and 16-byte aligned.
 struct PagedKV {
   void* k = nullptr;
   void* v = nullptr;

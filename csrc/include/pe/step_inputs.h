@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inputs of one forward pass, built on the device from the persistent rows, so that neither the last token nor a block table
-// is sent every step.
+// The inputs of one forward pass, built on the device from the persistent rows, so that neither the last token nor a
+// block table is sent every step.
 #pragma once
 #include "pe/core.h"
 
 namespace pe {
 
-// The step's sequences are i in [0, num_seqs); sequence i occupies the device row rows[i] and computes num_new_tokens[i] tokens from
-// position num_computed[i] on. Its ids are prompt_ids[prompt_offsets[i] ...] or, when prompt_offsets[i] < 0 (then num_new_tokens
-// is 1), last_tokens[rows[i]]. rows[i] < 0 is padding: no tokens.
+// The step's sequences are i in [0, num_seqs); sequence i occupies the device row rows[i] and computes
+// num_new_tokens[i] tokens from position num_computed[i] on. Its ids are prompt_ids[prompt_offsets[i] ...] or, when
+// prompt_offsets[i] < 0 (then num_new_tokens is 1), last_tokens[rows[i]]. rows[i] < 0 is padding: no tokens.
 struct StepInputsParams {
   // device rows
   const int32_t* last_tokens = nullptr;   // [num_rows]
@@ -23,13 +23,13 @@ struct StepInputsParams {
   const int32_t* prompt_ids = nullptr;
   int64_t num_seqs = 0;
   // out
-  int32_t* query_start = nullptr;    // [num_seqs + 1]
-  int32_t* seq_lens = nullptr;       // [num_seqs]; 0 for padding
-  int32_t* input_ids = nullptr;      // [num_tokens]; past the last live token: 0
-  int32_t* positions = nullptr;      // [num_tokens]; past: 0
-  int64_t* slot_mapping = nullptr;   // [num_tokens]; past: -1
-  int32_t* last_indices = nullptr;   // [num_seqs] index of the sequence's last token in the step (0 for padding)
-  int64_t num_tokens = 0;            // upper bound: the padded size of the pass
+  int32_t* query_start = nullptr;   // [num_seqs + 1]
+  int32_t* seq_lens = nullptr;      // [num_seqs]; 0 for padding
+  int32_t* input_ids = nullptr;     // [num_tokens]; past the last live token: 0
+  int32_t* positions = nullptr;     // [num_tokens]; past: 0
+  int64_t* slot_mapping = nullptr;  // [num_tokens]; past: -1
+  int32_t* last_indices = nullptr;  // [num_seqs] index of the sequence's last token in the step (0 for padding)
+  int64_t num_tokens = 0;           // upper bound: the padded size of the pass
 };
 
 // After sampling: last_tokens[rows[i]] = token_ids[i] where rows[i] >= 0 and token_ids[i] >= 0.
