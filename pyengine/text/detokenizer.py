@@ -1,8 +1,8 @@
 """Ids to text while they arrive.
 
-Every token is a run of bytes, so decoding needs no look back: bytes go through an incremental UTF-8 decoder, which
-keeps the begin of an unfinished character until the rest comes. Each push costs its own tokens and nothing of the past,
-and the concatenated deltas are exactly ``Tokenizer.decode`` of all ids.
+Every token is a run of bytes, so decoding needs no look back: bytes are decoded as far as characters are whole, and the
+begin of an unfinished one waits for its rest. Each push costs its own tokens and nothing of the past, and the
+concatenated deltas are exactly ``Tokenizer.decode`` of all ids.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import codecs
 from collections.abc import Iterable, Sequence
 
 from pyengine.text.tokenizer import Tokenizer
-
-_utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
@@ -25,7 +23,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True):
         self._bytes_of = tokenizer.id_to_bytes
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
-        self._decoder = _utf8("replace")
+        self._pending = b""  # the begin of an unfinished character
         self._strip_space = tokenizer.strip_leading_space and not self._has_text(prompt_token_ids)
 
     def push(self, token_ids: Iterable[int]) -> str:
@@ -35,11 +33,15 @@ class Detokenizer:
         if self._strip_space and data:
             self._strip_space = False
             data = data.removeprefix(b" ")
-        return self._decoder.decode(data)
+        data = self._pending + data
+        text, num_used = codecs.utf_8_decode(data, "replace", False)
+        self._pending = data[num_used:]
+        return text
 
     def finish(self) -> str:
         """What is left when no more ids come: U+FFFD for a character that was never completed."""
-        return self._decoder.decode(b"", True)
+        data, self._pending = self._pending, b""
+        return data.decode("utf-8", "replace")
 
     def _has_text(self, token_ids: Sequence[int]) -> bool:
         return any(i not in self._skipped and self._bytes_of(i) for i in reversed(token_ids))

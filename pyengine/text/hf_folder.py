@@ -21,6 +21,11 @@ MAX_TEMPLATE_BYTES = 1 << 20
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a checkpoint brings a tokenizer: any .gguf file is expected to."""
+    return path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
 def load_folder_tokenizer(folder: Path) -> Tokenizer:
     """tokenizer.json when there is one, else tokenizer.model; raises ModelError naming what is missing or broken."""
     config = read_json(folder / "tokenizer_config.json")

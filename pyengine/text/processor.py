@@ -15,10 +15,11 @@ from typing import Any
 from pyengine.errors import ModelError, RequestError
 from pyengine.sampling_params import SamplingParams
 from pyengine.text import validation
+from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
 from pyengine.text.fields import ChatRequest, CompletionRequest
 from pyengine.text.generation import Generation
-from pyengine.text.hf_folder import read_sampling_defaults
+from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer
 from pyengine.text.validation import Limits, PreparedPrompt, PreparedRequest
 
@@ -41,11 +42,14 @@ class ModelText:
     no_chat: str = "this model has no chat template; use /v1/completions"
 
 
-def load_model_text(model: str | Path, tokenizer: str | Path | None = None) -> ModelText:
+def load_model_text(model: str | Path, tokenizer: str | Path | None = None, random_weights: bool = False) -> ModelText:
     """Read a checkpoint's tokenizer, chat template and sampling defaults; ``tokenizer`` when they lie elsewhere.
 
-    Raises ModelError naming the file that is missing or broken. A broken chat template only costs chat.
+    With ``random_weights`` a folder may lack a tokenizer: texts are bytes then. Raises ModelError naming the file that
+    is missing or broken. A broken chat template only costs chat.
     """
+    if random_weights and tokenizer is None and not has_tokenizer(Path(model)):
+        return ModelText(make_byte_tokenizer(), warnings=[f"{model}: no tokenizer; text is taken as bytes"])
     loaded = load_tokenizer(tokenizer or model)
     defaults = read_sampling_defaults(Path(model))
     try:
