@@ -61,7 +61,7 @@ float get(const void* p, DType dtype, int64_t i) {
   return x;
 }
 
-// Truncates to what bf16 and f16 both hold exactly, so that tests need no rounding of their own.
+// Truncates to the dtype, so that tests need no rounding of their own.
 void put(void* p, DType dtype, int64_t i, float x) {
   if (dtype == DType::kF32) {
     static_cast<float*>(p)[i] = x;
@@ -69,12 +69,12 @@ void put(void* p, DType dtype, int64_t i, float x) {
   }
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  uint16_t half = static_cast<uint16_t>(bits >> 16);
-  if (dtype == DType::kF16) {  // 7 bits of mantissa fit; exponents of the test data do too
-    const int exponent = (half >> 7 & 255) - 112;
-    half = exponent <= 0 ? 0 : static_cast<uint16_t>((half & 0x8000) | exponent << 10 | (half & 127) << 3);
+  uint32_t half = bits >> 16;
+  if (dtype == DType::kF16) {  // normal numbers only: smaller ones become zero
+    const int exponent = static_cast<int>(bits >> 23 & 255) - 112;
+    half = exponent <= 0 ? 0 : (bits >> 16 & 0x8000) | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 1023);
   }
-  static_cast<uint16_t*>(p)[i] = half;
+  static_cast<uint16_t*>(p)[i] = static_cast<uint16_t>(half);
 }
 
 // Spacing of the representable numbers around x, relative to x at most.
@@ -196,6 +196,35 @@ void test_linear() {
     test_linear_case({dtype, DType::kF32, 0, 16, 32, false});
   }
   test_linear_case({DType::kF32, DType::kF32, 7, 20, 40, true});  // k a multiple of 8 only
+}
+
+// Sums half way between two bf16 go to the even one; infinities and NaN stay what they are.
+void test_linear_rounding() {
+  struct {
+    float a, b, expected;
+  } const cases[] = {{1, 0x1p-8f, 1},
+                     {1 + 0x1p-7f, 0x1p-8f, 1 + 0x1p-6f},
+                     {-1, -0x1p-8f, -1},
+                     {1, 0x1.02p-8f, 1 + 0x1p-7f},
+                     {INFINITY, 1, INFINITY},
+                     {INFINITY, -INFINITY, NAN},
+                     {0x1.fep127f, 0x1.fep127f, INFINITY}};
+  const Matrix weight = [] {
+    Matrix w(DType::kBF16, 20, 32);
+    for (int64_t i = 0; i < 20 * 32; ++i) put(w.data(), DType::kBF16, i, i % 32 < 2 ? 1 : 0);
+    return w;
+  }();
+  const auto packed = pack(weight);
+  for (const auto& c : cases) {
+    Matrix x(DType::kBF16, 1, 32), out(DType::kBF16, 1, 20);
+    for (int64_t i = 0; i < 32; ++i) put(x.data(), DType::kBF16, i, i == 0 ? c.a : i == 1 ? c.b : 0);
+    cpu::linear(linear_params(out, x, packed.data(), nullptr));
+    for (const int64_t f : {0, 19}) {  // a whole panel and a partial one
+      const float got = out.at(0, f);
+      EXPECT(got == c.expected || (std::isnan(got) && std::isnan(c.expected)), "%s %a + %a = %a, expected %a",
+             cpu::isa(), c.a, c.b, got, c.expected);
+    }
+  }
 }
 
 // Row r of a batch of any size, alone or in company, on one thread or several, has the same bits.
@@ -355,6 +384,20 @@ void test_elementwise() {
       }
     }
   }
+  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {  // half way goes to the even neighbour
+    const float half = static_cast<float>(epsilon(dtype) / 2);
+    Matrix x(dtype, 1, 24), residual(dtype, 1, 24), out(dtype, 1, 24);
+    for (int64_t i = 0; i < 24; ++i) {
+      put(x.data(), dtype, i, half);
+      put(residual.data(), dtype, i, 1 + i % 2 * 2 * half);
+    }
+    cpu::rms_norm(norm_params(out, x, &residual, residual, 1e-6f));
+    for (int64_t i = 0; i < 24; ++i) {
+      const float expected = 1 + i % 2 * 4 * half;
+      EXPECT(residual.at(0, i) == expected, "%s %s %d: %a, expected %a", cpu::isa(), name_of(dtype), int(i),
+             residual.at(0, i), expected);
+    }
+  }
   Matrix x = Matrix(DType::kBF16, 2, 16).randomise(1), out(DType::kBF16, 2, 16);
   put(x.data(), DType::kBF16, 3, NAN);
   cpu::rms_norm(norm_params(out, x, nullptr, Matrix(DType::kBF16, 1, 16).randomise(2), 1e-6f));
@@ -452,6 +495,7 @@ int main() {
     cpu::set_isa(name);
     EXPECT(name == cpu::isa(), "%s", cpu::isa());
     test_linear();
+    test_linear_rounding();
     test_batch_invariance(DType::kBF16, 75, 576);
     test_batch_invariance(DType::kBF16, 40, 4128);
     test_batch_invariance(DType::kF32, 75, 264);
