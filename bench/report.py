@@ -50,8 +50,8 @@ def table(records: list[dict]) -> str:
     for r in latest(records):
         fraction = f" (weights: {r['weight_read_fraction']:.0%} of it)" if "weight_read_fraction" in r else ""
         lines.append(
-            f"| {r['shape']} {r['dtype']} | {r['workload']} | {r['seconds']} | {r['output_tok_s']:g} | {r['all_tok_s']:g} | "
-            f"{machine_text(r)}{fraction} | {r['commit']} | {r['date']} |"
+            f"| {r['shape']} {r['dtype']} | {r['workload']} | {r['seconds']} | {r['output_tok_s']:g} | "
+            f"{r['all_tok_s']:g} | {machine_text(r)}{fraction} | {r['commit']} | {r['date']} |"
         )
     return "\n".join(lines)
 
