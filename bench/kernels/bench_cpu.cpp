@@ -47,7 +47,8 @@ std::vector<double> time_us(const Options& options, const std::function<void(int
   return times;
 }
 
-// Eight independent 32-byte sums: enough loads in flight for a core to reach what memory gives (AVX2 is the backend's floor too).
+// Eight independent 32-byte sums: enough loads in flight for a core to reach what memory gives (AVX2 is the backend's
+// floor too).
 using Words = uint64_t __attribute__((vector_size(32)));
 __attribute__((target("avx2"), noinline)) uint64_t sum_words(const Words* data, int64_t count) {
   Words sum[8] = {};

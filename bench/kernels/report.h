@@ -141,13 +141,6 @@ class Report {
     cases_.push_back(c);
   }
 
-  // A proof that is no timing (the invariance experiment): counted like a case.
-  void fact(const std::string& text, bool ok) {
-    std::printf("%s | %s\n", text.c_str(), ok ? "ok" : "WRONG");
-    std::fflush(stdout);
-    num_wrong_ += !ok;
-  }
-
   int exit_code() const {
     if (num_wrong_) std::fprintf(stderr, "%d case(s) wrong\n", num_wrong_);
     if (cases_.empty()) std::fprintf(stderr, "no case was run\n");

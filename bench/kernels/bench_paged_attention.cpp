@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// pe::cuda::paged_attention: decode, prefill, chunks of a prompt and mixtures, over a shuffled block table of 16-token
+// blocks.
+//
+// The proof runs pe::cpu::paged_attention over sampled sequences: their blocks are copied to a small host cache and of
+// long prompts the first, a middle and the last rows are compared, which the contract allows because a row depends on
+// nothing but its own keys. The plan is made outside the timed call, as in a step of many layers, and timed by itself
+// as one more line.
+#include <cstdio>
+#if defined(PE_CUDA)
+#include <memory>
+
+#include "common.h"
+#include "pe/paged_attention.h"
+
+namespace {
+
+using namespace bench;
+using pe::DType;
+
+constexpr int kBlockSize = 16;
+
+struct Heads {
+  const char* name;
+  int num_heads, num_kv_heads, head_dim;
+};
+constexpr Heads kLlama = {"H32/8 D128", 32, 8, 128}, kSmol = {"H9/3 D64", 9, 3, 64};
+
+struct Sequence {
+  int num_queries, seq_len;
+};
+
+// One batch on the device: cache, block tables, queries.
+class Batch {
+ public:
+  Batch(Heads heads, std::vector<Sequence> sequences)
+      : heads_(heads),
+        sequences_(std::move(sequences)),
+        kv_(num_blocks(sequences_) * block_elements() * 2, DType::kBF16, 3),
+        q_(num_tokens() * heads.num_heads * heads.head_dim, DType::kBF16, 5),
+        out_(q_.bytes()),
+        table_(make_table()),
+        query_start_(make_query_start()),
+        seq_lens_(make_seq_lens()) {
+    out_.poison();
+  }
+
+  pe::PagedAttentionParams params() const {
+    pe::PagedAttentionParams p;
+    p.out = out_.data(), p.q = q_.data();
+    p.out_head_stride = p.q_head_stride = heads_.head_dim;
+    p.out_token_stride = p.q_token_stride = static_cast<int64_t>(heads_.num_heads) * heads_.head_dim;
+    p.kv = view(kv_.data(), num_blocks(sequences_));
+    p.block_tables = table_.data(), p.block_table_stride = max_blocks();
+    p.query_start = query_start_.data(), p.seq_lens = seq_lens_.data();
+    p.num_seqs = static_cast<int64_t>(sequences_.size()), p.num_tokens = num_tokens();
+    p.num_heads = heads_.num_heads, p.max_seq_len = max_seq_len();
+    p.scale = 1 / std::sqrt(static_cast<float>(heads_.head_dim));
+    return p;
+  }
+
+  double bytes() const {  // every key and value once, q and out once
+    double keys = 0;
+    for (const Sequence& s : sequences_) keys += s.seq_len;
+    return keys * heads_.num_kv_heads * heads_.head_dim * 2 * 2 + 2.0 * q_.bytes();
+  }
+  double flops() const {
+    double pairs = 0;
+    for (const Sequence& s : sequences_) pairs += s.num_queries * (s.seq_len - (s.num_queries - 1) / 2.0);
+    return 4 * pairs * heads_.num_heads * heads_.head_dim;
+  }
+
+  // Against pe::cpu on up to 8 sequences; NaN when an element was not written.
+  double error() const {
+    const Array out = download(out_, DType::kBF16);
+    for (int64_t i = 0; i < out.size(); ++i)
+      if (std::isnan(out.at(i))) return NAN;
+    ErrorNorm norm;
+    const int count = static_cast<int>(sequences_.size());
+    for (int i = 0; i < std::min(count, 8); ++i) compare(out, count <= 8 ? i : i * (count - 1) / 7, norm);
+    return norm.value();
+  }
+
+ private:
+  int64_t block_elements() const { return static_cast<int64_t>(heads_.num_kv_heads) * kBlockSize * heads_.head_dim; }
+  static int blocks_of(const Sequence& s) { return pe::div_ceil(s.seq_len, kBlockSize); }
+  static int64_t num_blocks(const std::vector<Sequence>& sequences) {
+    int64_t sum = 0;
+    for (const Sequence& s : sequences) sum += blocks_of(s);
+    return sum;
+  }
+  int64_t num_tokens() const {
+    int64_t sum = 0;
+    for (const Sequence& s : sequences_) sum += s.num_queries;
+    return sum;
+  }
+  int max_seq_len() const {
+    int most = 0;
+    for (const Sequence& s : sequences_) most = std::max(most, s.seq_len);
+    return most;
+  }
+  int max_blocks() const { return pe::div_ceil(max_seq_len(), kBlockSize); }
+
+  // A block is its K, then its V, each [head][token][d].
+  pe::PagedKV view(void* data, int64_t blocks) const {
+    pe::PagedKV kv;
+    kv.k = data;
+    kv.v = static_cast<uint16_t*>(data) + block_elements();
+    kv.token_stride = heads_.head_dim, kv.head_stride = kBlockSize * heads_.head_dim,
+    kv.block_stride = 2 * block_elements();
+    kv.num_blocks = static_cast<int32_t>(blocks), kv.block_size = kBlockSize;
+    kv.num_kv_heads = heads_.num_kv_heads, kv.head_dim = heads_.head_dim;
+    return kv;
+  }
+
+  std::vector<int32_t> make_table() const {
+    std::vector<int32_t> blocks(num_blocks(sequences_));
+    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
+    Random random(7);
+    for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random.below(i)]);
+    std::vector<int32_t> table(sequences_.size() * max_blocks(), -1);
+    size_t next = 0;
+    for (size_t s = 0; s < sequences_.size(); ++s)
+      for (int b = 0; b < blocks_of(sequences_[s]); ++b) table[s * max_blocks() + b] = blocks[next++];
+    return table;
+  }
+  std::vector<int32_t> make_query_start() const {
+    std::vector<int32_t> starts = {0};
+    for (const Sequence& s : sequences_) starts.push_back(starts.back() + s.num_queries);
+    return starts;
+  }
+  std::vector<int32_t> make_seq_lens() const {
+    std::vector<int32_t> lens;
+    for (const Sequence& s : sequences_) lens.push_back(s.seq_len);
+    return lens;
+  }
+
+  void compare(const Array& out, int s, ErrorNorm& norm) const {
+    const Sequence& sequence = sequences_[s];
+    const int blocks = blocks_of(sequence);
+    Array cache(blocks * 2 * block_elements(), DType::kBF16);
+    std::vector<int32_t> table(blocks);
+    const size_t block_bytes = 2 * block_elements() * 2;
+    for (int b = 0; b < blocks; ++b) {
+      table[b] = b;
+      BENCH_CHECK(
+          cudaMemcpy(static_cast<unsigned char*>(cache.data()) + b * block_bytes,
+                     static_cast<const unsigned char*>(kv_.data()) + table_.host()[s * max_blocks() + b] * block_bytes,
+                     block_bytes, cudaMemcpyDeviceToHost));
+    }
+    constexpr int kRows = 16;
+    std::vector<int> begins = {0};
+    if (sequence.num_queries > kRows) {
+      begins.push_back((sequence.num_queries - kRows) / 2);
+      begins.push_back(sequence.num_queries - kRows);
+    }
+    for (const int begin : begins) {
+      compare_rows(out, s, begin, std::min(kRows, sequence.num_queries), view(cache.data(), blocks), table, norm);
+    }
+  }
+
+  void compare_rows(const Array& out, int s, int begin, int rows, const pe::PagedKV& kv,
+                    const std::vector<int32_t>& table, ErrorNorm& norm) const {
+    const Sequence& sequence = sequences_[s];
+    const int64_t row_size = static_cast<int64_t>(heads_.num_heads) * heads_.head_dim;
+    const int64_t first = (query_start_.host()[s] + begin) * row_size;
+    Array q(rows * row_size, DType::kBF16), want(rows * row_size, DType::kBF16);
+    for (int64_t i = 0; i < q.size(); ++i) q.set(i, q_.at(first + i));
+    const std::vector<int32_t> query_start = {0, rows},
+                               seq_lens = {sequence.seq_len - sequence.num_queries + begin + rows};
+    pe::PagedAttentionParams p = params();
+    p.out = want.data(), p.q = q.data(), p.kv = kv;
+    p.block_tables = table.data(), p.block_table_stride = static_cast<int64_t>(table.size());
+    p.query_start = query_start.data(), p.seq_lens = seq_lens.data();
+    p.num_seqs = 1, p.num_tokens = rows;
+    pe::cpu::paged_attention(p);
+    for (int64_t i = 0; i < want.size(); ++i) norm.add(out.at(first + i), want.at(i));
+  }
+
+  Heads heads_;
+  std::vector<Sequence> sequences_;
+  RandomTensor kv_, q_;
+  DeviceMemory out_;
+  DeviceVector<int32_t> table_, query_start_, seq_lens_;
+};
+
+void bench_batch(Report& report, const Gpu& gpu, const std::string& name, Heads heads,
+                 std::vector<Sequence> sequences) {
+  if (!report.wants(name)) return;
+  Batch batch(heads, std::move(sequences));
+  const pe::PagedAttentionParams p = batch.params();
+  DeviceMemory plan(pe::cuda::attention_plan_bytes(p)), workspace(pe::cuda::attention_workspace_bytes(p));
+  plan.poison(), workspace.poison();
+  pe::cuda::attention_plan(p, plan.workspace(), gpu.stream());
+  pe::cuda::paged_attention(p, plan.workspace(), workspace.workspace(), gpu.stream());
+  gpu.wait();
+  Case c;
+  c.name = name;
+  c.error = batch.error();
+  c.tolerance = 2 * tolerance(DType::kBF16);  // the weights P are rounded as well as the result
+  c.bytes = batch.bytes(), c.flops = batch.flops();
+  if (Report::correct(c)) {
+    c.times_us =
+        gpu.time_us([&] { pe::cuda::paged_attention(p, plan.workspace(), workspace.workspace(), gpu.stream()); });
+    const auto planning = gpu.time_us([&] { pe::cuda::attention_plan(p, plan.workspace(), gpu.stream()); });
+    c.note = "plan " + micros(quantiles(planning).median) + " us";
+  }
+  report.add(c);
+}
+
+void decode(Report& report, const Gpu& gpu, Heads heads, int num_seqs, int seq_len) {
+  bench_batch(report, gpu,
+              std::string("paged_decode bf16 ") + heads.name + " S" + std::to_string(num_seqs) + " L" +
+                  std::to_string(seq_len) + " bs16",
+              heads, std::vector<Sequence>(num_seqs, {1, seq_len}));
+}
+void prefill(Report& report, const Gpu& gpu, Heads heads, int num_seqs, int num_queries, int seq_len) {
+  bench_batch(report, gpu,
+              std::string("paged_prefill bf16 ") + heads.name + " S" + std::to_string(num_seqs) + " Q" +
+                  std::to_string(num_queries) + " L" + std::to_string(seq_len) + " bs16",
+              heads, std::vector<Sequence>(num_seqs, {num_queries, seq_len}));
+}
+
+void run(Report& report, const Gpu& gpu) {
+  const int decodes[][2] = {{1, 1024},  {1, 16384},  {8, 4096},   {32, 1024}, {32, 8192},
+                            {64, 2048}, {128, 1024}, {256, 1024}, {256, 2048}};
+  for (const auto& d : decodes) {
+    if (!report.options().quick || d[0] * d[1] <= 40000) decode(report, gpu, kLlama, d[0], d[1]);
+  }
+  for (const int num_seqs : {1, 32, 256}) decode(report, gpu, kSmol, num_seqs, 1024);
+  const int prefills[][3] = {{1, 1024, 1024}, {1, 2048, 2048}, {1, 4096, 4096}, {1, 8192, 8192}, {1, 16384, 16384},
+                             {8, 1024, 1024}, {16, 512, 512},  {1, 512, 4096},  {1, 512, 16384}};
+  for (const auto& f : prefills) {
+    if (!report.options().quick || f[2] <= 4096) prefill(report, gpu, kLlama, f[0], f[1], f[2]);
+  }
+  prefill(report, gpu, kSmol, 1, 2048, 2048);
+  std::vector<Sequence> one_long(64, {1, 1024});
+  one_long[17] = {1, 65536};
+  bench_batch(report, gpu, "paged_decode bf16 H32/8 D128 1 x 65536 + 63 x 1024 bs16", kLlama, one_long);
+  std::vector<Sequence> mixed(64, {1, 1500});
+  mixed.push_back({512, 2048});
+  bench_batch(report, gpu, "paged_mixed bf16 H32/8 D128 64 x 1500 decode + 512 of 2048 prefill bs16", kLlama, mixed);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return bench::run_program(argc, argv, true, run); }
+#else
+int main() { return std::puts("built without CUDA") < 0 ? 1 : 2; }
+#endif
