@@ -41,6 +41,9 @@ LLAMA_DECODER = {
 }
 
 
+METASPACE_DECODER = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+
+
 @pytest.mark.parametrize(
     "config", [{}, {"add_bos_token": False}, {"add_bos_token": True, "add_eos_token": True}], ids=str
 )
@@ -130,7 +133,8 @@ def test_gguf_without_space_prefix(tmp_path):
     assert tokenizer.decode(tokenizer.encode(" the")) == " the"
 
 
-def test_llama_style_tokenizer_json_decodes_as_the_library_does(tmp_path):
+@pytest.mark.parametrize("decoder", [LLAMA_DECODER, METASPACE_DECODER], ids=["sequence", "metaspace"])
+def test_llama_style_tokenizer_json_decodes_as_the_library_does(tmp_path, decoder):
     """Ids of complete characters only: on broken bytes the library replaces a whole run, we replace what is broken."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=trained_sentencepiece())
     pieces = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
@@ -153,12 +157,12 @@ def test_llama_style_tokenizer_json_decodes_as_the_library_does(tmp_path):
         "post_processor": None,
         "truncation": None,
         "padding": None,
-        "decoder": LLAMA_DECODER,
+        "decoder": decoder,
         "model": {"type": "BPE", "vocab": pieces, "merges": [], "byte_fallback": True, "unk_token": "<unk>"},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     ours, theirs = load_tokenizer(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(state))
-    for text in TEXTS:
+    for text in TEXTS if decoder is LLAMA_DECODER else ("the lazy dog", " the", "", "  back  over"):
         ids = [1, *processor.encode(text)]
         for skip in (True, False):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
