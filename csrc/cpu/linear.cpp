@@ -3,6 +3,7 @@
 #include "pe/linear.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "isa.h"
@@ -17,11 +18,8 @@
 namespace pe::cpu {
 namespace {
 
-// Layout of a packed weight: one line is 16 features x group k.
-struct Packing {
-  int64_t group, k_multiple, line_bytes;
-};
-Packing packing_of(DType dtype) { return dtype == DType::kF32 ? Packing{1, 8, 64} : Packing{2, 32, 64}; }
+// What the layout of pe/linear.h asks of k.
+int64_t k_multiple(DType dtype) { return dtype == DType::kF32 ? 8 : 32; }
 
 std::string shape(int64_t a, int64_t b) { return "[" + std::to_string(a) + ", " + std::to_string(b) + "]"; }
 
@@ -46,7 +44,7 @@ void check(const LinearParams& p) {
   PE_CHECK("linear", p.dtype != DType::kF16, "f16 is not supported on the CPU; load the model as bfloat16 or float32");
   PE_CHECK("linear", p.out_dtype == p.dtype || p.out_dtype == DType::kF32,
            std::string("out_dtype must be ") + name_of(p.dtype) + " or f32, got " + name_of(p.out_dtype));
-  const int64_t multiple = packing_of(p.dtype).k_multiple;
+  const int64_t multiple = k_multiple(p.dtype);
   PE_CHECK("linear", p.m >= 0 && p.n > 0 && p.k > 0,
            "expected m >= 0, n > 0, k > 0; got x " + shape(p.m, p.k) + ", weight " + shape(p.n, p.k));
   PE_CHECK("linear", p.k % multiple == 0,
@@ -68,9 +66,9 @@ constexpr int64_t kRowsPerShare = 32;  // rows are dealt out in blocks of the la
 
 Grid grid_for(int64_t rows, int64_t panels, int64_t threads) {
   const int64_t row_blocks = div_ceil(rows, kRowsPerShare);
-  Grid best;
-  int64_t best_work = INT64_MAX;
-  for (int64_t row_shares = 1; row_shares <= std::min(threads, row_blocks); ++row_shares) {
+  Grid best = {1, std::min(threads, panels)};
+  int64_t best_work = row_blocks * div_ceil(panels, best.panel_shares);
+  for (int64_t row_shares = 2; row_shares <= std::min(threads, row_blocks); ++row_shares) {
     const int64_t panel_shares = std::min(threads / row_shares, panels);
     const int64_t work = div_ceil(row_blocks, row_shares) * div_ceil(panels, panel_shares);
     if (work * 10 >= best_work * 9) continue;
@@ -98,16 +96,19 @@ void linear_checked(const LinearParams& p) {
   });
 }
 
-// One panel: `rows` (1 .. 16) rows of k elements of type T, transposed in groups of `group` elements.
-template <typename Group>
-void pack_panel(Group* out, const char* weight, int64_t stride_bytes, int64_t rows, int64_t groups) {
-  constexpr int64_t kBlock =
-      16;  // 16 lines at a time: their 1 KiB stays in the L1 while each row's 64 bytes are dealt out
-  for (int64_t begin = 0; begin < groups; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, groups);
+// One panel: `rows` (1 .. 16) rows of `groups` 4-byte groups, transposed; missing rows become zeros. 16 lines at a
+// time: their 1 KiB stays in the L1 while each row's 64 bytes are dealt out.
+void pack_panel(uint32_t* out, const char* weight, int64_t stride_bytes, int64_t rows, int64_t groups) {
+  constexpr int64_t kLines = 16;
+  for (int64_t begin = 0; begin < groups; begin += kLines) {
+    const int64_t end = std::min(begin + kLines, groups);
     for (int64_t row = 0; row < kPanelFeatures; ++row) {
-      const auto* source = reinterpret_cast<const Group*>(weight + row * stride_bytes);
-      for (int64_t i = begin; i < end; ++i) out[i * kPanelFeatures + row] = row < rows ? source[i] : Group{};
+      const char* source = weight + row * stride_bytes;  // an odd stride leaves bf16 rows at odd halves of a group
+      for (int64_t i = begin; i < end; ++i) {
+        uint32_t group = 0;
+        if (row < rows) std::memcpy(&group, source + i * 4, sizeof group);
+        out[i * kPanelFeatures + row] = group;
+      }
     }
   }
 }
@@ -125,8 +126,7 @@ void advise_huge_pages(void* data, size_t bytes) {
 }
 
 void pack_weight_checked(const PackWeightParams& p) {
-  const Packing packing = packing_of(p.dtype);
-  const int64_t element = static_cast<int64_t>(size_of(p.dtype)), groups = p.k / packing.group;
+  const int64_t element = static_cast<int64_t>(size_of(p.dtype)), groups = p.k * element / 4;
   advise_huge_pages(p.out, packed_bytes(p.n, p.k, p.dtype));
   parallel_for(div_ceil(p.n, kPanelFeatures), 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -156,7 +156,7 @@ size_t packed_bytes(int64_t n, int64_t k, DType dtype) {
 }
 
 void pack_weight(const PackWeightParams& params) {
-  const int64_t multiple = packing_of(params.dtype).k_multiple;
+  const int64_t multiple = k_multiple(params.dtype);
   PE_CHECK("pack_weight", params.out && params.weight, "out and weight must not be null");
   PE_CHECK("pack_weight", params.n > 0 && params.k > 0 && params.k % multiple == 0,
            "expected [n, k] with k a multiple of " + std::to_string(multiple) + " for " + name_of(params.dtype) +
