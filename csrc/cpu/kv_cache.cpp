@@ -11,7 +11,7 @@
 namespace pe::cpu {
 namespace {
 
-constexpr int64_t kRopeElements = 8192;    // per share: a few microseconds, more than waking a thread takes
+constexpr int64_t kRopeElements = 32768;   // per share: some microseconds, more than waking a thread takes
 constexpr int64_t kCopyBytes = 256 << 10;  // per share, likewise
 
 RopeKernel rope_kernel(DType dtype) {

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/math_vector.h"
+#include "cpu/sampling_rows.h"
 #include "pe/parallel.h"
 #include "pe/sampling.h"
 
@@ -264,6 +266,50 @@ void test_invariance() {
   expect(num_same < 25, "positions draw alike");
 }
 
+double ulp(double x) { return std::ldexp(1.0, std::max(std::ilogb(x), -126) - 23); }
+
+// The vector types of this file's own flags, over the whole range.
+void test_exp() {
+  using cpu::Float;
+  float in[Float::kWidth], out[Float::kWidth];
+  double worst = 0;
+  for (int64_t i = 0; i < 2000000; i += Float::kWidth) {
+    for (int lane = 0; lane < Float::kWidth; ++lane) in[lane] = -87.0f * static_cast<float>(i + lane) / 2000000.0f;
+    cpu::exp_negative(Float::load(in)).store(out);
+    for (int lane = 0; lane < Float::kWidth; ++lane) {
+      const double expected = std::exp(double(in[lane]));
+      worst = std::max(worst, std::abs(out[lane] - expected) / ulp(expected));
+    }
+  }
+  expect(worst <= 2, "exp is off by " + std::to_string(worst) + " ulp");
+  for (const auto& [x, y] :
+       {std::pair{0.0f, 1.0f}, {-0.0f, 1.0f}, {-87.5f, 0.0f}, {-1e30f, 0.0f}, {-kInfinity, 0.0f}}) {
+    expect(cpu::exp_negative(Float::splat(x)).first() == y, "exp of " + std::to_string(x));
+  }
+  expect(std::isnan(cpu::exp_negative(Float::splat(kNaN)).first()), "exp of NaN");
+}
+
+const cpu::SampleKernels& kernels_of([[maybe_unused]] const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx2") return cpu::sample_kernels_avx2();
+  if (isa != "generic") return cpu::sample_kernels_avx512();
+#endif
+  return cpu::sample_kernels_generic();
+}
+
+// Every instruction set's exp, seen through the masses: down to 2^-16 they hold all its bits.
+void test_mass(const cpu::SampleKernels& kernels) {
+  float scores[cpu::kScorePadding];
+  double worst = 0;
+  for (int i = 0; i < 200000; ++i) {
+    std::fill(scores, scores + cpu::kScorePadding, -kInfinity);
+    const float x = scores[i % cpu::kScorePadding] = -11.0f * static_cast<float>(i) / 200000.0f;
+    const double mass = static_cast<double>(kernels.mass(scores, cpu::kScorePadding, 0, -20)) * 0x1p-40;
+    worst = std::max(worst, std::abs(mass - std::exp(double(x))) / ulp(std::exp(double(x))));
+  }
+  expect(worst <= 2, "mass is off by " + std::to_string(worst) + " ulp");
+}
+
 void test_errors() {
   SampleParams p;
   p.vocab_size = 0;
@@ -296,9 +342,11 @@ void test_on_this_isa() {
 
 int main() {
   test_errors();
+  test_exp();
   const std::string best = cpu::isa();
   for (const char* name : {"generic", "avx2", "avx512bf16", "amx"}) {
     cpu::set_isa(name);
+    test_mass(kernels_of(name));
     test_on_this_isa();
     std::printf("%s: %s\n", name, num_failures ? "failed" : "ok");
     if (best == name) break;
