@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -104,6 +105,7 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   // the block
   std::vector<Fiber> fibers;
+  std::vector<uint32_t> waiting_lanes;  // of each warp: those in a warp collective
   int num_threads = 0, num_done = 0, num_at_barrier = 0, barrier_count = 0;
   uint64_t random = 1;
   unsigned char* smem = nullptr;
@@ -134,8 +136,9 @@ std::string text_of(const uint3& v) {
 }
 std::string text_of(const Site& s) { return std::string(s.what) + " (" + s.file + ":" + std::to_string(s.line) + ")"; }
 
+bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
 bool same_site(const Site& a, const Site& b) {
-  return a.line == b.line && std::string(a.what) == b.what && std::string(a.file) == b.file;
+  return a.line == b.line && same_text(a.what, b.what) && same_text(a.file, b.file);
 }
 
 void to_scheduler() {
@@ -188,6 +191,7 @@ void prepare_threads(Machine& m, const dim3& block) {
   m.num_threads = static_cast<int>(block.x * block.y * block.z);
   m.num_done = m.num_at_barrier = m.barrier_count = 0;
   m.fibers.assign(static_cast<size_t>(m.num_threads), Fiber{});
+  m.waiting_lanes.assign(static_cast<size_t>(div_ceil(m.num_threads, 32)), 0);
   while (m.stacks.size() < m.fibers.size()) m.stacks.push_back(std::make_unique<GuardedPages>(kStackBytes));
   for (int i = 0; i < m.num_threads; ++i) {
     const unsigned u = static_cast<unsigned>(i);
@@ -377,20 +381,24 @@ void warp_collective(const Site& site, uint32_t mask, void* args, Resolve resolv
   me.args = args;
   me.resolve = resolve;
   me.state = State::kWarp;
-  void* all[32] = {};
   const int base = me.warp * 32;
+  if (m.num_threads - base < 32 && mask >> (m.num_threads - base) != 0) {
+    fail(text_of(site) + ": the mask names lanes past the " + std::to_string(m.num_threads) + " threads of the block");
+  }
+  uint32_t& waiting = m.waiting_lanes[static_cast<size_t>(me.warp)];
+  waiting |= 1u << me.lane;
+  if ((waiting & mask) != mask) return to_scheduler();  // most arrivals end here
+  void* all[32] = {};
   for (int lane = 0; lane < 32; ++lane) {
     if (!(mask >> lane & 1)) continue;
-    if (base + lane >= m.num_threads) {
-      fail(text_of(site) + ": the mask names lane " + std::to_string(lane) + ", which the block does not have");
-    }
     const Fiber& f = m.fibers[static_cast<size_t>(base + lane)];
-    if (f.state != State::kWarp || f.mask != mask || f.resolve != resolve || !same_site(f.site, site)) {
+    if (f.mask != mask || f.resolve != resolve || !same_site(f.site, site)) {
       return to_scheduler();
     }
     all[lane] = f.args;
   }
   resolve(mask, all);
+  waiting &= ~mask;
   for (int lane = 0; lane < 32; ++lane) {
     if (mask >> lane & 1) m.fibers[static_cast<size_t>(base + lane)].state = State::kReady;
   }

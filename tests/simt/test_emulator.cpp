@@ -194,7 +194,7 @@ void test_faults() {
   text = fault(reads_outside_mask, 32, 0, out.data());
   EXPECT(contains(text, "which the mask leaves out"), "%s", text.c_str());
   text = fault(half_warp, 48, 0, out.data());
-  EXPECT(contains(text, "which the block does not have"), "%s", text.c_str());
+  EXPECT(contains(text, "past the 48 threads of the block"), "%s", text.c_str());
   text = fault(writes_past_smem, 1, 20, 5);
   EXPECT(contains(text, "wrote outside its 20 bytes"), "%s", text.c_str());
   text = fault(writes_past_smem, 1, 20, -1);
