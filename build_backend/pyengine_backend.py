@@ -7,6 +7,9 @@ no nvcc. ``pip install . -C cuda=off`` (or ``on``) overrides the choice of kerne
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import environment
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that are not wrapped below)
@@ -24,6 +27,8 @@ def get_requires_for_build_editable(config_settings: Settings = None) -> list[st
 
 def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     environment.cuda_wish = _cuda_wish(config_settings)
+    for staging in Path("build").glob("lib*"):  # else a file that was deleted from the sources is packaged again
+        shutil.rmtree(staging)
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 

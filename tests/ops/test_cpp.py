@@ -26,6 +26,18 @@ def programs() -> Path:
 
 
 @pytest.mark.timeout(900)
+def test_no_code_leaks_from_files_of_one_instruction_set(programs: Path) -> None:
+    """An inline function that a *_avx512 file emits as a weak symbol may be the copy that the linker keeps for everyone."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    objects = [o for suffix in ("avx2", "avx512", "amx") for o in programs.rglob(f"*_{suffix}.cpp.o")]
+    assert objects
+    for path in objects:
+        symbols = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert not [line for line in symbols if line.split()[-2] in ("W", "u")], path
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", TESTS)
 def test_cpp(programs: Path, name: str) -> None:
     result = subprocess.run([programs / name], capture_output=True, text=True, timeout=280)
