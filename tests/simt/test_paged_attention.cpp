@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Paged attention under the emulator: against a double loop in double precision, and against itself bit for bit.
 //
-// A sequence's q, k, v are functions of (sequence id, position), so the same sequence can be computed alone, in a crowd,
-// whole, in pieces, and token by token, on any number of CTAs. Every slot of the cache that no query may see is NaN, every
-// entry of a block table that nobody may read points far outside the pool, and all memory that the op gets starts as NaN.
+// A sequence's q, k, v are functions of (sequence id, position), so the same sequence can be computed alone, in a
+// crowd, whole, in pieces, and token by token, on any number of CTAs. Every slot of the cache that no query may see is
+// NaN, every entry of a block table that nobody may read points far outside the pool, and all memory that the op gets
+// starts as NaN.
 //
 // kernels: attention
 #include <algorithm>
@@ -182,8 +183,7 @@ class World {
   std::unique_ptr<Buffer<int32_t>> tables_, rows_, query_start_, seq_lens_;
 };
 
-// ---- against double precision
-// ----------------------------------------------------------------------------------------
+// ---- against double precision -------------------------------------------------------------------------------------
 
 // The error that rounding the weights to T allows (each by half an ulp, f16's subnormals by an absolute step), the
 // rounding of the result, and fp32's own sums.
@@ -269,8 +269,7 @@ void test_against_reference() {
   }
 }
 
-// ---- bit for bit
-// -----------------------------------------------------------------------------------------------------
+// ---- bit for bit --------------------------------------------------------------------------------------------------
 
 using Rows = std::map<int, std::vector<uint16_t>>;  // position -> bits of all heads
 
@@ -323,8 +322,10 @@ void test_same_bits(const Shape& shape, int len) {
   }
   Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
   expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
-  crowd.seqs[2].num_queries = 5;
-  expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "five tokens in a crowd");
+  for (const int num_queries : {2, 3, 5}) {  // 8 to 40 rows: half a warp, a warp, a CTA
+    crowd.seqs[2].num_queries = num_queries;
+    expect_same(rows_of<T>(shape, crowd, id, ctas(2 * num_queries)), whole, "a few tokens in a crowd");
+  }
 }
 
 // A NaN in one sequence stays there, and any order of threads gives the same bits.
@@ -341,8 +342,7 @@ void test_orders_and_geometry() {
   });
 }
 
-// ---- the plan
-// --------------------------------------------------------------------------------------------------------
+// ---- the plan -----------------------------------------------------------------------------------------------------
 
 struct PlanCase {
   std::vector<Seq> seqs;
@@ -477,8 +477,7 @@ void test_plan() {
   }
 }
 
-// ---- errors
-// ----------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------------------------
 
 void test_errors() {
   World<bf16> world({4, 2, 64, 16, 0, false}, {{{1, 20, 1}}});

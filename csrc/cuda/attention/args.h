@@ -10,13 +10,13 @@ namespace pe::cuda::attention {
 struct Geometry {
   int num_ctas = 0;
   int num_slots = 0;  // of a warp's ring
-  bool spread =
-      false;  // all CTAs are resident at once: the first tickets go round the SMs instead of to whoever asks first
+  // All CTAs are resident at once: the first tickets go round the SMs instead of to whoever asks first.
+  bool spread = false;
 };
 
 // One piece of work: the rows from first_row on of a sequence (16 for a warp, 128 for a CTA), chunks [chunk_begin,
 // chunk_end). The ticket that takes it also names the kv head.
-struct Item {
+struct alignas(16) Item {
   int32_t seq, first_row, chunk_begin, chunk_end;
   int32_t split;  // -1: the piece is the whole tile and writes the output; else the index of its Split
   int32_t state;  // where its partial results begin, in rows (see Split)
@@ -27,7 +27,7 @@ struct Item {
 // A tile cut into pieces. Its partial results are num_states x num_rows rows, from row `state` on: state 0 is the fold
 // of the first piece, every later one a single chunk. Merging must go chunk by chunk, because (c0 + c1) + c2 and c0 +
 // (c1 + c2) differ in bits.
-struct Split {
+struct alignas(16) Split {
   int32_t seq, first_row, num_rows, num_states, state, num_pieces, unused[2];
 };
 

@@ -4,7 +4,8 @@
 //
 // A fold over n states is a chain of n dependent steps, but only the maxima need it: 32 lanes load 32 maxima at once,
 // find the running maximum before and after each by a scan (exact, so the bits are those of the chain), and make all
-// factors in parallel. traffic: num_states * (D + 2) * 4 bytes per row, from L2
+// factors in parallel.
+// traffic: num_states * (D + 2) * 4 bytes per row, from L2
 #pragma once
 #include "cuda/attention/job.cuh"
 

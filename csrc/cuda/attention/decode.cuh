@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// paged attention, one warp's share: up to 16 packed rows (query heads of a kv head x query tokens) against a run of
-// chunks. q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D] or partial rows; D % 16 == 0; H % HK == 0; rows
-// past the sequence: zeros a warp alone, no CTA barrier · tile: 16 rows x 64 keys · smem: the warp's own ring of slabs
-// of 16 keys (26 KiB deep, 8 warps per SM) traffic: chunks * 256 * D * 2 * sizeof(kv) read once; 2 * G flop/byte (G =
-// H/HK rows of the 16) -> HBM-bound for G <= 64 floor: S=64, len=2048, HK=8, D=128, bf16: 537 MB = 160 us at 3.35 TB/s
+// paged attention, one warp's share: up to 16 packed rows (query heads of a kv head x query tokens), a run of chunks.
+// q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D] or partial rows; D % 16 == 0; H % HK == 0
+// a warp alone, no CTA barrier · tile: 16 rows x 64 keys · smem: the warp's ring of slabs of 16 keys, 25 KiB deep
+// traffic: chunks * 256 * D * 2 * sizeof(kv) read once; G flop/byte (G = H/HK, bf16) -> HBM-bound
+// floor: S=64, len=2048, HK=8, D=128, bf16: 537 MB = 160 us at 3.35 TB/s
 #pragma once
 #include "cuda/attention/kv_stream.cuh"
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // paged attention: any mix of prefill chunks and decodes, one persistent kernel.
-// q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D]; D in the inst_*.cu; H % HK == 0; pad sequences have no
-// queries grid: SMs · block 256 = 8 warps · smem: up to 205 KiB (rings) · 1 CTA/SM traffic and floors: decode.cuh
-// (HBM-bound), prefill.cuh (bound by the tensor cores)
+// q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D]; D: see inst_*.cu; H % HK == 0; padding has no queries
+// grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
+// traffic and floors: decode.cuh (HBM-bound), prefill.cuh (bound by the tensor cores)
 //
 // Each CTA takes CTA items (128 rows) until none is left, then each of its warps takes warp items (16 rows), then rows
 // to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
 // launch, and the empty part of a step costs one look at the header. The last CTA to leave resets the tickets, so that
-// the next layer finds the plan as it was.
+// the next layer finds the plan as it was: one plan serves one stream at a time.
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"

@@ -15,7 +15,8 @@ constexpr int kPlanThreads = 256;
 
 struct PlanShared {
   int64_t scan[kPlanThreads / kWarpSize];
-  unsigned long long chunks[2], num_partial_rows;  // index 0: on warps, 1: on CTAs
+  unsigned long long chunks[2];  // index 0: on warps, 1: on CTAs, here and below
+  unsigned long long num_partial_rows;
   int num_splits, num_merge_rows, num_items[2];
   int buckets[2][kNumBuckets];
 };
@@ -62,7 +63,7 @@ __device__ inline void cut_tile(const PlanArgs& args, PlanShared& shared, Tile& 
   for (int row = 0; row < tile.num_rows; ++row) args.plan.merge_rows[first + row] = MergeRow{tile.split, row};
 }
 
-// Calls body(piece's first chunk, its end, chunks of the tile before it) for each piece.
+// Calls body(piece, begin, end) for each piece of the tile, chunks counted from the tile's first.
 template <typename Body>
 __device__ __forceinline__ void for_each_piece(const Tile& tile, Body body) {
   const int num_chunks = tile.chunk_end - tile.chunk_begin;
@@ -88,7 +89,8 @@ __device__ inline void place_buckets(PlanShared& shared) {
   if (lane_id() == kWarpSize - 1) shared.num_items[warp_id()] = through;
 }
 
-// grid 1 · block 256; a few microseconds per step, shared by all layers
+// query_start[S+1], seq_lens[S] -> the lists of args.h · grid 1 · block 256
+// traffic: 8 bytes per sequence and 100 per tile; some microseconds, once per step for all layers
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args) {
   static_assert(kNumBuckets == kWarpSize && kPlanThreads >= 2 * kWarpSize, "a lane per bucket, a warp per list");
   __shared__ PlanShared shared;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// paged attention, one CTA's share: up to 128 packed rows (query tokens x query heads of a kv head) against a run of
-// chunks. q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D] or partial rows; D % 16 == 0; H % HK == 0; rows
-// past the sequence: zeros a CTA of 8 warps x 16 rows · tile: 128 rows x 64 keys · smem: ring of 4 tiles (K V K V), 68
-// KiB at D = 128 · 1 CTA/SM traffic: 64 * D * 2 * sizeof(kv) per 128 x 64 x D x 4 flop = 128 flop/byte from L2 -> bound
-// by mma.sync and ldmatrix floor: causal 1 x 4096, H=32, D=128: 137 GFLOP = 174 us at 790 TFLOP/s (about 0.63 of it
-// with mma.sync)
+// paged attention, one CTA's share: up to 128 packed rows (query tokens x query heads of a kv head), a run of chunks.
+// q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D] or partial rows; D % 16 == 0; H % HK == 0
+// a CTA of 8 warps x 16 rows · tile: 128 rows x 64 keys · smem: ring of 4 tiles (K V K V), 68 KiB at D = 128
+// traffic: 4 * 128 * 64 * D flop per 64 * D * 2 * sizeof(kv) bytes from L2 = 128 flop/byte -> bound by mma.sync
+// floor: causal 1 x 4096, H=32, D=128: 137 GFLOP = 174 us at 790 TFLOP/s; mma.sync reaches about 0.6 of that
 #pragma once
 #include "cuda/attention/kv_stream.cuh"
 

@@ -5,9 +5,8 @@
 // Every path (a warp alone, a CTA, the merge of partial results) calls these functions and no others, which is what
 // makes the bits of a row independent of the path. What they promise to that end:
 //   * products and sums are written out as fmaf, so no compiler contracts one copy and not another;
-//   * a tile in which a row sees nothing leaves its state as it was: its scores are -inf, its maximum does not move, so
-//   the old
-//     state is multiplied by exactly 1 and zeros are added. Skipping the tile or not is the same;
+//   * a tile in which a row sees nothing leaves its state as it was: its scores are -inf, its maximum does not move,
+//     so the old state is multiplied by exactly 1 and zeros are added. Skipping the tile or not is the same;
 //   * a row that has seen nothing has max = -inf, sum = 0, acc = 0, and no inf - inf arises from it.
 // Scores stay unscaled; scale_log2 = scale x log2(e) > 0 is applied inside the power of two.
 #pragma once
@@ -24,8 +23,8 @@ constexpr float kNoScore = -INFINITY;
 #if defined(PE_SIMT)
 inline float power_of_2(float x) { return exp2f(x); }
 #else
-// exp2f without its treatment of subnormal results, which are nothing beside the row's largest term, 1. 2^0 = 1, 2^-inf
-// = 0.
+// exp2f without its treatment of subnormal results, which are nothing beside the row's largest term, 1.
+// Exact where it must be: 2^0 = 1, 2^-inf = 0.
 __device__ __forceinline__ float power_of_2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

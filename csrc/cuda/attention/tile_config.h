@@ -6,8 +6,7 @@
 
 namespace pe::cuda::attention {
 
-// ---- fixes the bits
-// --------------------------------------------------------------------------------------------------
+// ---- fixes the bits -----------------------------------------------------------------------------------------------
 
 // Keys per step of the second product (the k of m16n8k16). The smallest block_size, so one slab lies in one block.
 constexpr int kSlabTokens = 16;
@@ -15,8 +14,7 @@ constexpr int kTileSlabs = kTileTokens / kSlabTokens;
 constexpr int kChunkTiles = kChunkTokens / kTileTokens;
 constexpr int kChunkSlabs = kChunkTokens / kSlabTokens;
 
-// ---- shapes of work
-// --------------------------------------------------------------------------------------------------
+// ---- shapes of work -----------------------------------------------------------------------------------------------
 
 // Packed rows of one warp: the m of m16n8k16. Row r of a sequence is query token r / group, query head r % group.
 constexpr int kWarpRows = 16;
@@ -34,8 +32,7 @@ constexpr int kCtaRows = kWarps * kWarpRows;
 // V, the second time from L2); beyond, a CTA shares each tile of K and V.
 constexpr int kMaxRowsOnWarps = 2 * kWarpRows;
 
-// ---- shared memory
-// ---------------------------------------------------------------------------------------------------
+// ---- shared memory ------------------------------------------------------------------------------------------------
 
 // A row of K or V in shared memory is padded to an odd number of 16-byte vectors: the 8 rows that one ldmatrix phase
 // reads then lie in 8 different bank groups, for every head_dim, and all offsets are immediates (a XOR swizzle costs
@@ -71,8 +68,7 @@ constexpr int smem_bytes(int num_slots) {
   return ring_bytes<kDim>(num_slots) + kControlBytes;
 }
 
-// ---- schedule
-// --------------------------------------------------------------------------------------------------------
+// ---- schedule -----------------------------------------------------------------------------------------------------
 
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
