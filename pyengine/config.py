@@ -58,13 +58,19 @@ class EngineConfig:
     max_num_batched_tokens: int | None = option(
         None, "tokens computed in one step; default 8192 on a GPU, 1024 on a CPU"
     )
+    max_queued_requests: int = option(
+        2048, "sequences that may wait for their first step (each of n counts); beyond it a request gets a 429"
+    )
+    max_queued_tokens: int = option(
+        2 << 20, "prompt tokens that may wait for their first step; beyond it a request gets a 429"
+    )
     prefix_caching: bool = option(True, "reuse KV blocks of equal prompt prefixes")
     enforce_eager: bool = option(False, "never capture a step as a graph (slower; for debugging)")
     async_scheduling: bool = option(True, "schedule the next step while the GPU runs this one")
     num_threads: int | None = option(None, "CPU threads of the CPU backend; default: all cores this process may use")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads")
+        _check_positive(self, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "max_queued_requests", "max_queued_tokens")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for spec in dataclasses.fields(self):

@@ -19,6 +19,7 @@ from collections import defaultdict
 import msgspec
 import zmq
 
+from pyengine.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
 from pyengine.errors import PyengineError, RequestError
@@ -33,6 +34,7 @@ from pyengine.protocol import (
     Ready,
     Rejected,
     Request,
+    Stats,
     StepDeltas,
     ToEngine,
     TokenDelta,
@@ -80,6 +82,10 @@ class Link:
     def send(self, server: bytes, message: ToServer) -> None:
         self._socket.send_multipart((server, encode(message)))
 
+    @property
+    def servers(self) -> list[bytes]:
+        return list(self._servers)
+
     def broadcast(self, message: ToServer) -> None:
         for server in self._servers:
             self.send(server, message)
@@ -92,10 +98,16 @@ class Link:
 class EngineLoop:
     """Serves requests from ``link`` with ``engine`` until told to stop."""
 
-    def __init__(self, engine: Engine, link: Link):
+    def __init__(self, engine: Engine, link: Link, queue_limits: QueueLimits):
         self._engine = engine
         self._link = link
-        self._ready: Ready = engine.facts.ready()
+        self._queue_limits = queue_limits
+        self._drain_rate = DrainRate()
+        self.ready: Ready = msgspec.structs.replace(
+            engine.facts.ready(), max_queued_requests=queue_limits.max_seqs, max_queued_tokens=queue_limits.max_tokens
+        )
+        self._arriving: dict[bytes, list[Request]] = defaultdict(list)  # prompts whose siblings are still on the way
+        self._num_received: dict[bytes, int] = defaultdict(int)  # requests decided on, by server
         self._server_of: dict[str, bytes] = {}  # live requests
         self._next_stats_s = 0.0
         self._handlers = {
@@ -115,20 +127,38 @@ class EngineLoop:
                 self._report(self._engine.step())
 
     def _on_hello(self, server: bytes, message: Hello) -> None:
-        self._link.send(server, self._ready)
+        self._link.send(server, self.ready)
 
     def _on_request(self, server: bytes, request: Request) -> None:
+        """Decide on the prompts of a client's request together, once the last of them is here."""
+        arriving = self._arriving[server]
+        arriving.append(request)
+        if request.num_more:
+            return
+        del self._arriving[server]
+        self._num_received[server] += len(arriving)
         try:
+            self._admit(arriving)
+        except RequestError as error:
+            self._engine.abort([each.request_id for each in arriving if each.request_id not in self._server_of])
+            retry_after_s = error.retry_after_s if isinstance(error, QueueFull) else 0.0
+            first = arriving[0].request_id
+            self._link.send(server, Rejected(first, error.status, error.message, error.param, error.code, retry_after_s))
+            return
+        self._server_of.update((each.request_id, server) for each in arriving)
+
+    def _admit(self, requests: list[Request]) -> None:
+        """Queue all of them, or raise RequestError (QueueFull when there is no room now)."""
+        num_tokens = sum(each.params.n * len(each.prompt_token_ids) for each in requests)
+        new = QueueLoad(sum(each.params.n for each in requests), num_tokens)
+        self._queue_limits.check(self._engine.scheduler.queued, new, self._drain_rate.per_s)
+        for request in requests:
             self._check(request)
             self._engine.add(request)
-        except RequestError as error:
-            self._link.send(server, Rejected(request.request_id, error.status, error.message))
-            return
-        self._server_of[request.request_id] = server
 
     def _check(self, request: Request) -> None:
         """The last line of defence: ids index device memory, so they are checked here whatever the server did."""
-        vocab_size = self._ready.vocab_size
+        vocab_size = self.ready.vocab_size
         if any(not 0 <= token_id < vocab_size for token_id in request.prompt_token_ids):
             raise RequestError(f"prompt token ids must be in [0, {vocab_size})", param="prompt")
 
@@ -147,7 +177,7 @@ class EngineLoop:
     def _on_control(self, server: bytes, control: Control) -> None:
         if control.kind is ControlKind.FLUSH_PREFIX_CACHE:
             self._engine.scheduler.blocks.flush_cache()
-        self._link.send(server, StepDeltas([], self._engine.stats()))
+        self._send(server, [], self._stats())
 
     def _report(self, deltas: list[TokenDelta]) -> None:
         """One message to each server that has tokens in this step; statistics to all now and then."""
@@ -155,14 +185,27 @@ class EngineLoop:
         for delta in deltas:
             by_server[self._server_of[delta.request_id]].append(delta)
         for server, own in by_server.items():
-            self._link.send(server, StepDeltas(own))
+            self._send(server, own)
         for delta in deltas:
             if delta.finish_reason is not None:
                 self._forget_if_done(delta.request_id)
-        now = time.monotonic()
-        if now >= self._next_stats_s or not self._engine.has_work:
+        scheduler, now = self._engine.scheduler, time.monotonic()
+        self._drain_rate.observe(now, scheduler.dequeued, bool(scheduler.queued.num_seqs))
+        # While requests queue up, the servers hear of it with every step: they refuse at once what would not fit.
+        if now >= self._next_stats_s or scheduler.queued.num_seqs or not self._engine.has_work:
             self._next_stats_s = now + STATS_INTERVAL_S
-            self._link.broadcast(StepDeltas([], self._engine.stats()))
+            stats = self._stats()
+            for server in self._link.servers:
+                self._send(server, [], stats)
+
+    def _send(self, server: bytes, deltas: list[TokenDelta], stats: Stats | None = None) -> None:
+        self._link.send(server, StepDeltas(deltas, stats, self._num_received[server]))
+
+    def _stats(self) -> Stats:
+        rate = self._drain_rate.per_s
+        return msgspec.structs.replace(
+            self._engine.stats(), drained_seqs_per_s=rate.num_seqs, drained_tokens_per_s=rate.num_tokens
+        )
 
     def _forget_if_done(self, request_id: str) -> None:
         if not self._engine.scheduler.is_live(request_id):
@@ -203,8 +246,9 @@ def main(argv: list[str]) -> int:
     link = Link(argv[1])
     link.receive(IDLE_POLL_MS)  # the parent says hello, so that it can be told of progress and failure
     try:
-        loop = EngineLoop(Engine.start(config, _progress_reporter(link)), link)
-        link.broadcast(loop._ready)
+        engine = Engine.start(config, _progress_reporter(link))
+        loop = EngineLoop(engine, link, QueueLimits(config.max_queued_requests, config.max_queued_tokens))
+        link.broadcast(loop.ready)
         signal.signal(signal.SIGTERM, lambda *_: setattr(loop, "stopping", True))
         loop.run()
         return 0

@@ -47,7 +47,9 @@ class LLM:
             bar.close()
         facts = self._engine.facts
         limits = Limits(max_model_len=facts.plan.max_model_len, vocab_size=facts.model.vocab_size)
-        self._text = TextProcessor(load_model_text(facts.model_path, config.tokenizer), limits)
+        self._text = TextProcessor(
+            load_model_text(facts.model_path, config.tokenizer, random_weights=config.load_format == "dummy"), limits
+        )
         self._ids = itertools.count()
 
     def generate(self, prompts: Any, sampling_params: Params = None, use_tqdm: bool = True) -> list[RequestOutput]:

@@ -36,6 +36,7 @@ class Request(_Message):
         priority: lower is earlier.
         cache_salt: prefix-cache blocks are shared only between requests of equal salt.
         arrival_s: wall-clock seconds (time.time) when the server took the request.
+        num_more: prompts of the same client's request that follow at once; the engine queues all of them or none.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Request(_Message):
     priority: int = 0
     cache_salt: str = ""
     arrival_s: float = 0.0
+    num_more: int = 0
 
 
 class Abort(_Message):
@@ -80,6 +82,20 @@ class FinishReason(enum.Enum):
     ERROR = "error"
 
 
+class TokenLogprob(_Message):
+    """Log-probabilities at one output token, of the raw logits.
+
+    Attributes:
+        logprob, rank: of the token itself; rank 1 is the likeliest.
+        top_ids, top_logprobs: the likeliest tokens, as many as ``params.logprobs`` asked for, descending.
+    """
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
 class TokenDelta(_Message):
     """New tokens of one sequence in one step.
 
@@ -91,6 +107,7 @@ class TokenDelta(_Message):
         stop_token_id: the token that ended the sequence with STOP.
         num_cached_tokens: prompt tokens taken from the prefix cache; meaningful in a sequence's first delta.
         error: text when finish_reason is ERROR.
+        logprobs: one for each of token_ids when the request asked for them.
     """
 
     request_id: str
@@ -100,6 +117,7 @@ class TokenDelta(_Message):
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Stats(_Message):
@@ -117,19 +135,34 @@ class Stats(_Message):
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     step_tokens: list[int] = []  # tokens computed by each step since the last snapshot
+    num_queued: int = 0  # sequences that have never run
+    num_queued_tokens: int = 0  # of their prompts
+    drained_seqs_per_s: float = 0.0  # how fast they leave the queue; 0 before it was measured
+    drained_tokens_per_s: float = 0.0
 
 
 class StepDeltas(_Message):
+    """New tokens, statistics, or both. ``num_received``: Requests of this server that the engine has decided on."""
+
     deltas: list[TokenDelta]
     stats: Stats | None = None
+    num_received: int = 0
 
 
 class Rejected(_Message):
-    """The engine refuses a request (too long for the cache, queue full, ...)."""
+    """The engine refuses a request (too long for the cache, queue full, ...) and those sent with it.
+
+    Attributes:
+        status, text, param, code: as of ``RequestError``.
+        retry_after_s: with status 429, when there is likely to be room.
+    """
 
     request_id: str
     status: int
     text: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float = 0.0
 
 
 class Ready(_Message):
@@ -144,6 +177,7 @@ class Ready(_Message):
         startup_s: seconds per phase, in order.
         memory: lines of the memory ledger, bytes by name.
         notes: warnings for the operator, one line each.
+        max_queued_requests, max_queued_tokens: bounds of the queue (see ``admission``).
     """
 
     model_name: str
@@ -158,6 +192,8 @@ class Ready(_Message):
     startup_s: dict[str, float] = {}
     memory: dict[str, int] = {}
     notes: list[str] = []
+    max_queued_requests: int = 0
+    max_queued_tokens: int = 0
 
 
 class Progress(_Message):

@@ -16,6 +16,9 @@ MAX_N = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_TOKENS = 1 << 24
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+MAX_ALLOWED_TOKEN_IDS = 1 << 18
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -34,6 +37,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop_token_ids: token ids that end the generation.
         ignore_eos: go on past the end-of-sequence token.
         skip_special_tokens: leave special tokens out of the text.
+        presence_penalty, frequency_penalty: OpenAI's, over the generated tokens, in [-2, 2].
+        repetition_penalty: over prompt and generated tokens, in (0, 10]; 1 is off.
+        logit_bias: added to the logits of single tokens, each in [-100, 100].
+        allowed_token_ids: the only tokens that may be drawn; None allows all.
+        logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
     """
 
     n: int = 1
@@ -49,14 +57,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, (str, list)):  # the offline class takes what vLLM's takes
             msgspec.structs.force_setattr(
                 self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             )
-        if isinstance(self.stop_token_ids, list):
-            msgspec.structs.force_setattr(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if isinstance(getattr(self, name), list):
+                msgspec.structs.force_setattr(self, name, tuple(getattr(self, name)))
         _check_int("n", self.n, 1, MAX_N)
         _check_float("temperature", self.temperature, 0.0, 100.0)
         _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -67,10 +82,47 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS if self.max_tokens is None else self.max_tokens)
+        _check_penalties(self)
+        _check_token_choices(self)
         _check_stop(self.stop)
         _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether drawing depends on which tokens came before."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+
+def _check_penalties(params: SamplingParams) -> None:
+    _check_float("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    _check_float("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _check_float("repetition_penalty", params.repetition_penalty, 0.0, 10.0, open_low=True)
+
+
+def _check_token_choices(params: SamplingParams) -> None:
+    if params.logprobs is not None:
+        _check_int("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+    if params.allowed_token_ids is not None:
+        if not params.allowed_token_ids:
+            raise RequestError("allowed_token_ids is empty: no token could be drawn", param="allowed_token_ids")
+        _check_count("allowed_token_ids", params.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
+        for token_id in params.allowed_token_ids:
+            _check_int("allowed_token_ids", token_id, 0, (1 << 31) - 1)
+    if params.logit_bias is None:
+        return
+    if not isinstance(params.logit_bias, dict):
+        raise RequestError(
+            f"logit_bias must map token ids to numbers, got {params.logit_bias!r:.80}", param="logit_bias"
+        )
+    if len(params.logit_bias) > MAX_LOGIT_BIAS:
+        raise RequestError(
+            f"logit_bias may have at most {MAX_LOGIT_BIAS} entries, got {len(params.logit_bias)}", param="logit_bias"
+        )
+    for token_id, bias in params.logit_bias.items():
+        _check_int("logit_bias", token_id, 0, (1 << 31) - 1)
+        _check_float("logit_bias", bias, -100.0, 100.0)
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:

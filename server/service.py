@@ -65,7 +65,7 @@ def make_service(
     checkpoint is broken.
     """
     path = resolve_model(engine_config.model, engine_config.revision)
-    text = load_model_text(path, engine_config.tokenizer)
+    text = load_model_text(path, engine_config.tokenizer, random_weights=engine_config.load_format == "dummy")
     if config.chat_template is not None:
         text = _with_template(text, Path(config.chat_template))
     model_name = config.served_model_name or engine_config.model

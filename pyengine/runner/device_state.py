@@ -1,6 +1,6 @@
 """The device's side of live sequences: one row each, persistent from admission to the end.
 
-A row holds the last sampled token, the block table and the sampling parameters. A step arrives as small deltas; input
+A row holds the last sampled token and the block table. A step arrives as small deltas; input
 ids, positions and slots are then built on the device, so that a decoded token never visits the host before it is
 computed on.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from pyengine import ops
 from pyengine.ops import StepTensors
 from pyengine.runner.staging import Staging
-from pyengine.sched.step import NewRow, StepInput
+from pyengine.sched.step import StepInput
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,12 @@ class DeviceState:
         # rows
         self.last_tokens = int32(max_num_seqs)
         self.block_tables = int32(max_num_seqs, max_blocks)
-        self._params = _ParameterRows(device, max_num_seqs)
         # step, filled by ``apply``; sequences past the live ones are padding
         self._rows, self._sample_rows = int32(max_num_seqs), int32(max_num_seqs)
         self._seq_lens, self._last_indices = int32(max_num_seqs), int32(max_num_seqs)
         self._query_start = int32(max_num_seqs + 1)
         self._input_ids, self._positions = int32(max_num_tokens), int32(max_num_tokens)
         self._slot_mapping = torch.full((max_num_tokens,), -1, dtype=torch.int64, device=device)
-
-    @property
-    def sampling(self) -> SamplingRows:
-        return self._params.tensors
 
     def batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
         """The views of a pass of this padded size; the same memory every time, as a captured graph needs."""
@@ -86,7 +81,6 @@ class DeviceState:
         """Update the rows and build the inputs of ``step``, padded to ``num_seqs`` sequences and ``num_tokens``
         tokens.
         """
-        self._params.assign(step.new_rows)
         rows = _pad(step.rows, num_seqs, -1)
         sample_rows = _pad(np.where(step.samples, step.rows, -1).astype(np.int32), num_seqs, -1)
         arrays = [
@@ -140,46 +134,3 @@ def _pad(array: np.ndarray, size: int, value: int = 0) -> np.ndarray:
     padded = np.full(size, value, dtype=np.int32)
     padded[: len(array)] = array
     return padded
-
-
-@dataclass(frozen=True)
-class SamplingRows:
-    """The sampling parameters of all device rows, [max_num_seqs] each."""
-
-    temperature: Tensor  # float32; 0: greedy
-    top_k: Tensor  # int32; <= 0: off
-    top_p: Tensor  # float32; >= 1: off
-    min_p: Tensor  # float32; 0: off
-    seeds: Tensor  # int64, the bits of a uint64
-
-
-class _ParameterRows:
-    """Sampling parameters of all rows: a host copy and the device's, refreshed whole when a row changes owner (a few
-    kilobytes).
-    """
-
-    def __init__(self, device: torch.device, max_num_seqs: int):
-        self._host = {
-            "temperature": np.zeros(max_num_seqs, np.float32),
-            "top_k": np.zeros(max_num_seqs, np.int32),
-            "top_p": np.ones(max_num_seqs, np.float32),
-            "min_p": np.zeros(max_num_seqs, np.float32),
-            "seeds": np.zeros(max_num_seqs, np.int64),
-        }
-        self.tensors = SamplingRows(
-            **{name: torch.from_numpy(array.copy()).to(device) for name, array in self._host.items()}
-        )
-
-    def assign(self, new_rows: tuple[NewRow, ...]) -> None:
-        if not new_rows:
-            return
-        for new in new_rows:
-            params = new.params
-            self._host["temperature"][new.row] = params.temperature
-            self._host["top_k"][new.row] = params.top_k
-            self._host["top_p"][new.row] = params.top_p
-            self._host["min_p"][new.row] = params.min_p
-            self._host["seeds"][new.row] = new.seed
-        for name, array in self._host.items():
-            # From pageable memory, so the copy is taken before the call returns and the host arrays may change again.
-            getattr(self.tensors, name).copy_(torch.from_numpy(array))

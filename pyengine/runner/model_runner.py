@@ -21,6 +21,8 @@ from pyengine.runner.device_state import DeviceState, InputBatch
 from pyengine.runner.graphs import EagerPass, make_graph_pass
 from pyengine.runner.kv_memory import MemoryPlan
 from pyengine.runner.output import OutputCopies, PendingOutput
+from pyengine.sampling.sampler import Sampler
+from pyengine.sampling.stage import SamplingStep
 from pyengine.sched.step import StepInput
 
 
@@ -57,6 +59,7 @@ class ModelRunner:
             (self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers)
         )
         self._state = DeviceState(device, plan.max_num_seqs, plan.max_num_batched_tokens, max_blocks, plan.block_size)
+        self._sampler = Sampler(device, plan.max_num_seqs, config.vocab_size)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._dtype = dtype
         attention_plan, self._workspace = ops.make_attention_buffers(
@@ -88,11 +91,13 @@ class ModelRunner:
             num_seqs = num_tokens = passes.padded_size(num_seqs)
         if len(step.copies):
             ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._state.upload_pairs(step.copies))
+        self._sampler.assign(step.new_rows)
         batch = self._state.apply(step, num_seqs, num_tokens)
         logits = passes.run(batch, self._forward)
-        token_ids = self._sample(logits, batch)
-        self._state.store_tokens(batch, token_ids)
-        return self._outputs.start(step.step_id, step.samples, token_ids)
+        # The token after n tokens has position n: the draw depends on it, not on the step or the batch.
+        sampled = self._sampler.sample(logits, batch.sample_rows, batch.seq_lens, _sampling_step(step))
+        self._state.store_tokens(batch, sampled.token_ids)
+        return self._outputs.start(step, sampled)
 
     def _forward(self, batch: InputBatch) -> Tensor:
         """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on
@@ -124,12 +129,10 @@ class ModelRunner:
         ops.attention_plan(meta, config.num_heads, config.num_kv_heads, config.head_dim, window, self._dtype)
         return meta
 
-    def _sample(self, logits: Tensor, batch: InputBatch) -> Tensor:
-        rows = self._state.sampling
-        # The token after n tokens has position n: the draw depends on it, not on the step or the batch.
-        return ops.sample(
-            logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, batch.seq_lens, batch.sample_rows
-        )
+
+def _sampling_step(step: StepInput) -> SamplingStep:
+    rows = np.where(step.samples, step.rows, -1).astype(np.int32)
+    return SamplingStep(rows, step.num_computed_tokens + step.num_new_tokens)
 
 
 def _empty_arena(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

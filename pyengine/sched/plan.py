@@ -29,7 +29,10 @@ class StepPlan:
     def take_row(self, seq: Sequence, copies: list[tuple[int, int]]) -> None:
         """``seq`` has just got its device row: send its block table whole, after these block copies."""
         self.filling.add(seq)  # even what it found in the cache may be computed by a neighbour in this step
-        self._new_rows.append(NewRow(seq.row, seq.request.params, seq.seed))
+        params = seq.request.params
+        tokens = tuple(seq.token_ids) if params.has_penalties else ()
+        stops = tuple(seq.stop_token_ids) if params.min_tokens else ()
+        self._new_rows.append(NewRow(seq.row, params, seq.seed, seq.num_prompt_tokens, stops, tokens))
         self.growth.copies.extend(copies)
         self.growth.entries.extend((seq.row, i, block) for i, block in enumerate(seq.block_table))
 

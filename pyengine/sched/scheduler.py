@@ -20,9 +20,10 @@ from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 
+from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
-from pyengine.protocol import FinishReason, Request, Stats, TokenDelta
+from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
 from pyengine.sched.plan import StepPlan
 from pyengine.sched.sequence import Sequence, Status
 from pyengine.sched.step import StepInput, StepOutput
@@ -52,6 +53,8 @@ class Scheduler:
         self._groups: dict[str, list[Sequence]] = {}  # live sequences by request id
         self._free_rows = list(range(limits.max_num_seqs))  # heap: low rows first, so that device arrays stay dense
         self._inflight: deque[tuple[int, list[Sequence]]] = deque()  # sampling sequences of steps not yet updated
+        self.queued = QueueLoad()  # sequences that have never run
+        self.dequeued = QueueLoad()  # all that ever left the queue
         self._num_stale = 0  # entries of the queue whose sequence has ended
         self._num_arrived = 0
         self._step_id = 0
@@ -73,6 +76,7 @@ class Scheduler:
             self._num_arrived += 1
             group.append(seq)
             heapq.heappush(self._waiting, (seq.sort_key, seq))
+        self.queued += QueueLoad(len(group), len(group) * num_prompt)
         self._groups[request.request_id] = group
 
     def abort(self, request_ids: list[str]) -> None:
@@ -130,10 +134,10 @@ class Scheduler:
         step_id, sampling = self._inflight.popleft()
         assert step_id == step.step_id == output.step_id, "steps are updated in the order they were scheduled"
         deltas = []
-        for seq, token_id in zip(sampling, output.token_ids.tolist(), strict=True):
+        for i, (seq, token_id) in enumerate(zip(sampling, output.token_ids.tolist(), strict=True)):
             seq.num_inflight -= 1
             if seq.status is not Status.FINISHED:  # else it ended (or was aborted) while this step was in flight
-                deltas.append(self._append_token(seq, token_id))
+                deltas.append(self._append_token(seq, token_id, output.logprobs.get(i)))
         return deltas
 
     def _schedule_running(self, plan: StepPlan) -> int:
@@ -233,6 +237,7 @@ class Scheduler:
 
     def _note_admission(self, seq: Sequence) -> None:
         if seq.num_preemptions == 0:
+            self._leave_queue(seq)
             seq.num_cached_tokens = seq.num_computed_tokens
             self._num_prompt_tokens += seq.num_prompt_tokens
             self._num_cached_tokens += seq.num_computed_tokens
@@ -261,7 +266,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------ ends and setbacks
 
-    def _append_token(self, seq: Sequence, token_id: int) -> TokenDelta:
+    def _append_token(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None) -> TokenDelta:
         if token_id < 0:
             self._finish(seq, forget=True)
             return self._delta(seq, [], FinishReason.ERROR, error="the model produced logits that are not finite")
@@ -270,7 +275,7 @@ class Scheduler:
         reason = self._finish_reason(seq, token_id)
         if reason is not None:
             self._finish(seq)
-        return self._delta(seq, [token_id], reason)
+        return self._delta(seq, [token_id], reason, logprobs=None if logprob is None else [logprob])
 
     def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
         if token_id in seq.stop_token_ids:
@@ -278,12 +283,16 @@ class Scheduler:
         return FinishReason.LENGTH if seq.num_output_tokens >= seq.max_tokens else None
 
     def _delta(
-        self, seq: Sequence, token_ids: list[int], reason: FinishReason | None, error: str | None = None
+        self,
+        seq: Sequence,
+        token_ids: list[int],
+        reason: FinishReason | None,
+        error: str | None = None,
+        logprobs: list[TokenLogprob] | None = None,
     ) -> TokenDelta:
         stop_token_id = token_ids[-1] if reason is FinishReason.STOP else None
-        return TokenDelta(
-            seq.request.request_id, seq.index, token_ids, reason, stop_token_id, seq.num_cached_tokens, error
-        )
+        request_id, num_cached = seq.request.request_id, seq.num_cached_tokens
+        return TokenDelta(request_id, seq.index, token_ids, reason, stop_token_id, num_cached, error, logprobs)
 
     def _finish(self, seq: Sequence, forget: bool = False) -> None:
         group = self._groups[seq.request.request_id]
@@ -301,7 +310,13 @@ class Scheduler:
             self._give_up_device(seq, forget)
         else:
             self._num_stale += 1
+            if seq.num_preemptions == 0:
+                self._leave_queue(seq)
         seq.status = Status.FINISHED
+
+    def _leave_queue(self, seq: Sequence) -> None:
+        self.queued += QueueLoad(-1, -seq.num_prompt_tokens)
+        self.dequeued += QueueLoad(1, seq.num_prompt_tokens)
 
     def _preempt(self, seq: Sequence) -> None:
         self._running.remove(seq)
@@ -348,6 +363,8 @@ class Scheduler:
             prefix_cache_queries=self.blocks.num_query_tokens,
             prefix_cache_hits=self.blocks.num_hit_tokens,
             step_tokens=step_tokens,
+            num_queued=self.queued.num_seqs,
+            num_queued_tokens=self.queued.num_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -358,4 +375,8 @@ class Scheduler:
         assert self._running == sorted(self._running, key=_service_order)
         live = {id(seq) for group in self._groups.values() for seq in group}
         waiting = {id(seq) for _, seq in self._waiting if seq.status is Status.WAITING}
+        fresh = [seq for _, seq in self._waiting if seq.status is Status.WAITING and not seq.num_preemptions]
+        assert self.queued == QueueLoad(len(fresh), sum(seq.num_prompt_tokens for seq in fresh)), (
+            "the queue is miscounted"
+        )
         assert live == waiting | {id(seq) for seq in self._running}, "a sequence is neither waiting nor running"

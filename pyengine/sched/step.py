@@ -6,10 +6,12 @@ border to other ranks unchanged. The order of sequences in ``rows`` is the order
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from pyengine.protocol import TokenLogprob
 from pyengine.sampling_params import SamplingParams
 
 
@@ -21,12 +23,19 @@ def int32(values: object = ()) -> np.ndarray:
 class NewRow:
     """A sequence takes a device row: what the row must know before the first token is computed.
 
-    ``seed`` is the sequence's own 64-bit seed (already mixed with its index among n).
+    Attributes:
+        seed: the sequence's own 64-bit seed (already mixed with its index among n).
+        num_prompt_tokens: where its output begins.
+        stop_token_ids: tokens that end it.
+        token_ids: all its tokens so far, for a sampler that needs them (penalties); else empty.
     """
 
     row: int
     params: SamplingParams
     seed: int
+    num_prompt_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +77,13 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What the pass produced: int32 [number of true entries in samples], in batch order; -1 where the logits were not
-    finite.
+    """What the pass produced, for the true entries of ``samples`` in batch order.
+
+    Attributes:
+        token_ids: int32 [num_sampled]; -1 where the logits were not finite.
+        logprobs: by index into token_ids, of the sequences that asked for them.
     """
 
     step_id: int
     token_ids: np.ndarray
+    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)

@@ -1,0 +1,53 @@
+"""Repetition, frequency and presence penalties over the tokens that a row has seen.
+
+The counts live on the device, because the newest token does: it is counted there right after it was drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyengine import ops
+from pyengine.sampling.stage import RowFlags, SamplingStep
+from pyengine.sched.step import NewRow
+
+
+class Penalties:
+    """History is uint16 counts [max_num_seqs, vocab_size], allocated when the first row asks for a penalty."""
+
+    def __init__(self, device: torch.device, max_num_seqs: int, vocab_size: int):
+        self._device = device
+        self._shape = (max_num_seqs, vocab_size)
+        self._flags = RowFlags(max_num_seqs)
+        self._history: Tensor | None = None
+        self._factors = np.zeros((3, max_num_seqs), np.float32)  # repetition, frequency, presence
+        self._factors_on_device: Tensor | None = None
+
+    def assign(self, new: NewRow) -> None:
+        params = new.params
+        factors = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+        self._flags.set(new.row, params.has_penalties)
+        if not params.has_penalties:
+            return
+        if self._history is None:
+            self._history = torch.zeros(self._shape, dtype=torch.uint16, device=self._device)
+        self._factors[:, new.row] = factors
+        self._factors_on_device = torch.from_numpy(self._factors.copy()).to(self._device)
+        ids = torch.tensor(new.token_ids, dtype=torch.int32).to(self._device)
+        ops.reset_history(self._history, new.row, ids, new.num_prompt_tokens)
+
+    def uses(self, step: SamplingStep) -> bool:
+        return self._flags.any(step)
+
+    def apply(self, logits: Tensor, step: SamplingStep) -> None:
+        repetition, frequency, presence = self._factors_on_device
+        ops.apply_penalties(logits, self._state_rows(step), self._history, repetition, frequency, presence)
+
+    def count(self, token_ids: Tensor, step: SamplingStep) -> None:
+        """Note what was drawn; ``token_ids`` int32 [num_seqs] on the device."""
+        ops.count_tokens(self._history, self._state_rows(step), token_ids)
+
+    def _state_rows(self, step: SamplingStep) -> Tensor:
+        return torch.from_numpy(self._flags.rows(step)).to(self._device)

@@ -1,0 +1,125 @@
+"""The sampler: runs the stages in order, draws, and reads log-probabilities for those who asked.
+
+    raw logits ──▶ penalties ──▶ biases ──▶ masks ──▶ temperature, filters, draw ──▶ token ──▶ counted for penalties
+        └────────────────────── log-probabilities of the token and the likeliest ◀────┘
+
+Log-probabilities are of the raw logits, before any stage, as vLLM's are by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyengine import ops
+from pyengine.sampling.biases import Biases
+from pyengine.sampling.masks import Masks
+from pyengine.sampling.penalties import Penalties
+from pyengine.sampling.stage import RowFlags, SamplingStep
+from pyengine.sched.step import NewRow
+
+
+@dataclass(frozen=True)
+class LogprobTensors:
+    """For the batch rows ``indices``, of which each wants ``counts`` of the likeliest (both host): see ops.logprobs."""
+
+    indices: np.ndarray
+    counts: np.ndarray
+    target_logprobs: Tensor
+    target_ranks: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> LogprobTensors:
+        tensors = (self.target_logprobs, self.target_ranks, self.top_ids, self.top_logprobs)
+        return LogprobTensors(self.indices, self.counts, *map(move, tensors))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """token_ids int32 [num_seqs], undefined where nothing is sampled; logprobs None when nobody asked."""
+
+    token_ids: Tensor
+    logprobs: LogprobTensors | None = None
+
+
+class Sampler:
+    """State of all rows on ``device``; ``assign`` when a row changes owner, ``sample`` once per step."""
+
+    def __init__(self, device: torch.device, max_num_seqs: int, vocab_size: int):
+        self._device = device
+        self._draw = _DrawRows(device, max_num_seqs)
+        self._penalties = Penalties(device, max_num_seqs, vocab_size)
+        self._stages = (self._penalties, Biases(device, max_num_seqs), Masks(device, max_num_seqs, vocab_size))
+        self._wants_logprobs = RowFlags(max_num_seqs)
+        self._num_logprobs = np.zeros(max_num_seqs, np.int32)
+
+    def assign(self, new_rows: tuple[NewRow, ...]) -> None:
+        for new in new_rows:
+            for stage in self._stages:
+                stage.assign(new)
+            self._wants_logprobs.set(new.row, new.params.logprobs is not None)
+            self._num_logprobs[new.row] = new.params.logprobs or 0
+        self._draw.assign(new_rows)
+
+    def sample(self, logits: Tensor, sample_rows: Tensor, positions: Tensor, step: SamplingStep) -> Sampled:
+        """Draw a token for each sampling row.
+
+        Args:
+            logits: float32 [num_seqs, vocab_size]; edited in place.
+            sample_rows, positions: int32 [num_seqs] on the device: ``step``'s arrays, padding included.
+            step: the same for the host, without padding.
+        """
+        active = [stage for stage in self._stages if stage.uses(step)]
+        wants_logprobs = self._wants_logprobs.any(step)
+        raw = logits.clone() if active and wants_logprobs else logits
+        live = logits[: len(step.rows)]
+        for stage in active:
+            stage.apply(live, step)
+        rows = self._draw
+        token_ids = ops.sample(
+            logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, positions, sample_rows
+        )
+        if self._penalties in active:
+            self._penalties.count(token_ids[: len(step.rows)], step)
+        return Sampled(token_ids, self._logprobs(raw, token_ids, step) if wants_logprobs else None)
+
+    def _logprobs(self, raw: Tensor, token_ids: Tensor, step: SamplingStep) -> LogprobTensors:
+        indices = np.flatnonzero(self._wants_logprobs.select(step))
+        counts = self._num_logprobs[step.rows[indices]]
+        on_device = torch.from_numpy(indices.astype(np.int32)).to(self._device)
+        wanted = ops.gather_rows(raw, on_device)
+        return LogprobTensors(indices, counts, *ops.logprobs(wanted, token_ids[on_device.long()], int(counts.max())))
+
+
+class _DrawRows:
+    """Parameters of the draw: a host copy and the device's, sent whole when a row changes owner (a few kilobytes).
+
+    temperature (float32; 0: greedy), top_k (int32), top_p, min_p (float32), seeds (int64, the bits of a uint64), each
+    [max_num_seqs].
+    """
+
+    def __init__(self, device: torch.device, max_num_seqs: int):
+        self._host = {
+            "temperature": np.zeros(max_num_seqs, np.float32),
+            "top_k": np.zeros(max_num_seqs, np.int32),
+            "top_p": np.ones(max_num_seqs, np.float32),
+            "min_p": np.zeros(max_num_seqs, np.float32),
+            "seeds": np.zeros(max_num_seqs, np.int64),
+        }
+        for name, array in self._host.items():
+            setattr(self, name, torch.from_numpy(array.copy()).to(device))
+
+    def assign(self, new_rows: tuple[NewRow, ...]) -> None:
+        for new in new_rows:
+            for name in ("temperature", "top_k", "top_p", "min_p"):
+                self._host[name][new.row] = getattr(new.params, name)
+            self._host["seeds"][new.row] = new.seed
+        if new_rows:
+            for name, array in self._host.items():
+                # From pageable memory: the copy is taken before the call returns, so the host arrays may change again.
+                getattr(self, name).copy_(torch.from_numpy(array))
