@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // fp32 vectors on 512-bit registers (see simd.h). Needs AVX-512 F, BW, VL, DQ and BF16.
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header: an undefined register is "x = x" there
-#endif
 #include <immintrin.h>
 
 #include "simd.h"

@@ -3,7 +3,8 @@
 //
 // Threads: one static partition per call, no work stealing (batch invariance does not need it, dynamic scheduling costs
 // more than it gains on dense layers). Workers spin briefly after a call, because the next op is microseconds away,
-// then sleep on a futex.
+// then sleep.
+// One call at a time: a second calling thread waits; a call from inside a body runs inline. What a body throws reaches the caller.
 //
 // Recorder: the CPU's counterpart of a CUDA graph. Between begin and end every pe::cpu op of this thread is appended,
 // params and all, to a program; replay runs the program with the pool kept awake, without a Python call per op.
