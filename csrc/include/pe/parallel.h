@@ -3,8 +3,8 @@
 //
 // Threads: one static partition per call, no work stealing (batch invariance does not need it, dynamic scheduling costs
 // more than it gains on dense layers). Workers spin briefly after a call, because the next op is microseconds away,
-// then sleep.
-// One call at a time: a second calling thread waits; a call from inside a body runs inline. What a body throws reaches the caller.
+// then sleep. One call at a time: a second calling thread waits; a call from inside a body runs inline. What a body
+// throws reaches the caller.
 //
 // Recorder: the CPU's counterpart of a CUDA graph. Between begin and end every pe::cpu op of this thread is appended,
 // params and all, to a program; replay runs the program with the pool kept awake, without a Python call per op.
@@ -40,8 +40,9 @@ void end_recording();
 // Every cpu op's public function ends in: run(p, [](const Params& p) {...}) which records when recording and then
 // executes.
 
-// "amx", "avx512bf16", "avx2": the instruction set that bf16 dense layers use on this machine; may be forced (tests) to
-// a lesser one.
+// "amx", "avx512bf16", "avx2" or "generic": the instruction set in use, at first the best of this machine; may be forced
+// (tests) to a lesser one. bf16 dense layers use exactly it; other ops the best form they have that does not exceed it.
+// Sums of different instruction sets differ in their last bits, so it is not to be changed while a model runs.
 const char* isa();
 void set_isa(const std::string& name);  // throws pe::Error when the machine lacks it
 
