@@ -237,6 +237,35 @@ void test_frequencies(Row row) {
          "chi square " + std::to_string(chi_square) + " of " + std::to_string(freedom) + ": " + row.text());
 }
 
+// Two thousand tokens crowd round the cut of each filter, one half a hair above it, the other a hair below: so a cut
+// that is off by a hair draws from the wrong half at once.
+void test_edges() {
+  const int n = 2001;
+  const auto crowd = [&](float cut) {
+    Row row;
+    row.logits.assign(n, cut - 1e-4f);
+    row.logits[1000] = 0;
+    for (int i = 1; i < n; i += 2) row.logits[i] = i == 1000 ? 0 : cut + 1e-4f;
+    return row;
+  };
+  Row by_min_p = crowd(std::log(0.5f)), by_top_k = crowd(-1), by_top_p = crowd(-1);
+  by_min_p.min_p = 0.5f;
+  by_top_k.top_k = n / 2 + 1;
+  const double upper = 1 + 1000 * std::exp(-1 + 1e-4), lower = 1000 * std::exp(-1 - 1e-4);
+  by_top_p.top_p = static_cast<float>((upper - 0.1) / (upper + lower));
+  for (const Row& row : {by_min_p, by_top_k, by_top_p}) {
+    std::vector<Row> rows(60, row);
+    for (int i = 0; i < 60; ++i) rows[i].seed = i;
+    int num_upper = 0;
+    for (const int32_t id : sample(rows)) num_upper += id == 1000 || (id >= 0 && id % 2 == 1);
+    expect(num_upper == 60, "drew below the cut: " + row.text());
+    for (Row& open : rows) open.top_k = 0, open.top_p = 1, open.min_p = 0;
+    num_upper = 0;
+    for (const int32_t id : sample(rows)) num_upper += id == 1000 || (id >= 0 && id % 2 == 1);
+    expect(num_upper < 50, "the filter is on when it is off: " + row.text());
+  }
+}
+
 void test_invariance() {
   std::mt19937 rng(4);
   Row row;
@@ -325,6 +354,7 @@ void test_on_this_isa() {
   test_greedy();
   test_broken_rows();
   test_filters();
+  test_edges();
   test_invariance();
   std::mt19937 rng(6);
   Row row;
