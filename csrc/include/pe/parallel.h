@@ -40,9 +40,10 @@ void end_recording();
 // Every cpu op's public function ends in: run(p, [](const Params& p) {...}) which records when recording and then
 // executes.
 
-// "amx", "avx512bf16", "avx2" or "generic": the instruction set in use, at first the best of this machine; may be forced
-// (tests) to a lesser one. bf16 dense layers use exactly it; other ops the best form they have that does not exceed it.
-// Sums of different instruction sets differ in their last bits, so it is not to be changed while a model runs.
+// "amx", "avx512bf16", "avx2" or "generic": the instruction set in use, at first the best of this machine; may be
+// forced (tests) to a lesser one. bf16 dense layers use exactly it; other ops the best form they have that does not
+// exceed it. Sums of different instruction sets differ in their last bits, so it is not to be changed while a model
+// runs.
 const char* isa();
 void set_isa(const std::string& name);  // throws pe::Error when the machine lacks it
 
