@@ -1,6 +1,8 @@
-"""pip's way into CMake: builds pyengine/_C.so and puts it beside the package. Flags and source lists live in CMakeLists.txt.
+"""pip's way into CMake: builds pyengine/_C.so and puts it beside the package. Flags and source lists live in
+CMakeLists.txt.
 
-``_C.so`` uses torch's stable ABI and no Python symbol, so it carries no Python version in its name and neither does the wheel.
+``_C.so`` uses torch's stable ABI and no Python symbol, so it carries no Python version in its name and neither does
+the wheel.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class CMakeBuild(build_ext):
             subprocess.run([cmake, "--build", build_dir, "--target", "_C", "--parallel", jobs], check=True)
         except subprocess.CalledProcessError:
             sys.exit(
-                "pyengine: the native build failed; its first error is above (a C++17 compiler is needed: g++ 9 or clang 10 or newer)"
+                "pyengine: the native build failed; its first error is above "
+                "(a C++17 compiler is needed: g++ 11 or clang 14 or newer)"
             )
 
 

@@ -1,9 +1,9 @@
 """What the build finds out about the machine: the torch to build for, the CUDA compiler, the GPU.
 
 The torch that matters is the one that the package will run with. Under pip's build isolation that is not the one on
-``sys.path``, so the target environment's own site-packages are looked up first. A torch found there is never imported: its
-version is read from ``torch/version.py`` as text, its headers and libraries are used as files.
-Nothing but the standard library is imported here; CMake runs this file as a script.
+``sys.path``, so the target environment's own site-packages are looked up first. A torch found there is never
+imported: its version is read from ``torch/version.py`` as text, its headers and libraries are used as files. Nothing
+but the standard library is imported here; CMake runs this file as a script.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class BuildRefusal(Exception):
 def target_site_packages() -> list[Path]:
     """The site-packages of the environment that pip installs into, also when this runs isolated from it.
 
-    pip runs the build with the target environment's own interpreter and hides its packages by path alone, so the interpreter's
-    prefix still tells where they are.
+    pip runs the build with the target environment's own interpreter and hides its packages by path alone, so the
+    interpreter's prefix still tells where they are.
     """
     folders = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
     prefixes = [sys.prefix] if sys.prefix == sys.base_prefix or not _sees_base() else [sys.prefix, sys.base_prefix]
@@ -110,7 +110,8 @@ def build_torch() -> Torch:
         raise BuildRefusal(f"no torch found to build against; run: pip install '{TORCH_REQUIREMENT}'")
     if not found.in_range:
         raise BuildRefusal(
-            f"torch {found.version} in {found.folder.parent} is outside the range; run: pip install '{TORCH_REQUIREMENT}'"
+            f"torch {found.version} in {found.folder.parent} is outside the range; "
+            f"run: pip install '{TORCH_REQUIREMENT}'"
         )
     return found
 
@@ -118,7 +119,8 @@ def build_torch() -> Torch:
 def find_tool(name: str) -> str | None:
     """The path of cmake or ninja that runs and is new enough, or None.
 
-    It is run to know: the target environment's own cmake is a Python script that finds its package no more under isolation.
+    It is run to know: the target environment's own cmake is a Python script that finds its package no more under
+    isolation.
     """
     for path in dict.fromkeys(
         filter(None, [shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))])
@@ -182,7 +184,8 @@ def plan_cuda(torch: Torch, wish: str = "auto") -> Plan:
     """Decide on CUDA kernels. ``wish``: auto, on or off (``pip install . -C cuda=off``).
 
     Raises:
-        BuildRefusal: kernels are wanted, by wish or because there is a GPU and torch is a CUDA build, but nvcc is missing.
+        BuildRefusal: kernels are wanted, by wish or because there is a GPU and torch is a CUDA build, but nvcc is
+            missing.
     """
     if wish not in ("auto", "on", "off"):
         raise BuildRefusal(f"-C cuda={wish}: expected auto, on or off")
@@ -197,8 +200,9 @@ def plan_cuda(torch: Torch, wish: str = "auto") -> Plan:
         return Plan(True, f"{torch} and nvcc {nvcc.version[0]}.{nvcc.version[1]} ({nvcc.path})", nvcc)
     if wish == "on" or has_nvidia_gpu():
         raise BuildRefusal(
-            f"{torch} on a GPU machine needs nvcc {torch.cuda.split('.')[0]}.x to build the kernels; install the CUDA toolkit "
-            f"{torch.cuda}{_pip_hint(torch.cuda)}, or choose CPU kernels with: pip install . -C cuda=off"
+            f"{torch} on a GPU machine needs nvcc {torch.cuda.split('.')[0]}.x to build the kernels; "
+            f"install the CUDA toolkit {torch.cuda}{_pip_hint(torch.cuda)}, "
+            "or choose CPU kernels with: pip install . -C cuda=off"
         )
     return Plan(False, f"{torch}, but there is neither a GPU nor nvcc {torch.cuda.split('.')[0]}.x")
 

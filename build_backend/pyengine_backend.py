@@ -1,8 +1,8 @@
 """The PEP 517 backend: setuptools, plus build requirements that depend on the machine.
 
-pip asks here what to put into the isolated build environment. torch (hundreds of megabytes) is asked for only when the target
-environment has none in range; cmake and ninja only when missing; NVIDIA's compiler only where a CUDA torch meets a GPU and
-no nvcc. ``pip install . -C cuda=off`` (or ``on``) overrides the choice of kernels.
+pip asks here what to put into the isolated build environment. torch (hundreds of megabytes) is asked for only when
+the target environment has none in range; cmake and ninja only when missing; NVIDIA's compiler only where a CUDA torch
+meets a GPU and no nvcc. ``pip install . -C cuda=off`` (or ``on``) overrides the choice of kernels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _requirements(config_settings: Settings) -> list[str]:
     torch = environment.target_torch()
     if torch is None:
         requirements.append(environment.TORCH_REQUIREMENT)
-    # Without a torch in the target, pip will resolve one; that of PyPI is a CUDA build, so the compiler is prepared for it.
+    # Without a torch in the target, pip will resolve one; that of PyPI is a CUDA build, so the compiler is prepared
+    # for it.
     cuda = torch.cuda if torch else environment.PYPI_TORCH_CUDA
     wish = _cuda_wish(config_settings)
     wanted = wish == "on" or (wish == "auto" and environment.has_nvidia_gpu())

@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
-    """``cpu`` or ``cuda``; cuda skips on a machine without a GPU, and fails on one whose pyengine has no CUDA kernels."""
+    """``cpu`` or ``cuda``; the latter skips without a GPU and fails where there is one but no CUDA kernels."""
     if request.param == "cuda":
         import torch
 

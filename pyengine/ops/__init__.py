@@ -1,12 +1,14 @@
 """The engine's tensor operations: one function per op, the same on CPU and CUDA, chosen by where the tensors are.
 
-Importing this module loads the compiled extension and raises ``BuildError`` when it is missing or does not fit. The functions
-are thin: they allocate the result and call ``torch.ops.pyengine``, which checks every argument and raises RuntimeError with
-the op, what was expected and what came. ``pyengine.ops.reference`` has the same functions in plain torch: the specification.
+Importing this module loads the compiled extension and raises ``BuildError`` when it is missing or does not fit. The
+functions are thin: they allocate the result and call ``torch.ops.pyengine``, which checks every argument and raises
+RuntimeError with the op, what was expected and what came. ``pyengine.ops.reference`` has the same functions in plain
+torch: the specification.
 
-Common contract: floating tensors are bfloat16, float16 or float32 and of one dtype within a call; "row tensors" [rows, cols] may
-have any row stride, their columns are contiguous; computation is in fp32 with one rounding at the end; index tensors are int32.
-Nothing synchronises with the device, so that every call may be captured in a CUDA graph or recorded (``record``).
+Common contract: floating tensors are bfloat16, float16 or float32 and of one dtype within a call; "row tensors"
+[rows, cols] may have any row stride, their columns are contiguous; computation is in fp32 with one rounding at the
+end; index tensors are int32. Nothing synchronises with the device, so that every call may be captured in a CUDA graph
+or recorded (``record``).
 """
 
 from __future__ import annotations
@@ -69,14 +71,15 @@ _update_block_tables, _gather_rows = _C.update_block_tables.default, _C.gather_r
 _LINEAR_WORKSPACE_BYTES = _C.linear_workspace_bytes.default()
 
 
-# ---- dense layers --------------------------------------------------------------------------------------------------------
+# ---- dense layers
+#     --------------------------------------------------------------------------------------------------------
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """RMSNorm (arXiv 1910.07467), optionally after a residual addition.
 
-    Without ``residual``: ``x / rms(x) * weight``. With it: ``residual`` becomes ``x + residual`` (rounded to its dtype) in place
-    and is what gets normalised.
+    Without ``residual``: ``x / rms(x) * weight``. With it: ``residual`` becomes ``x + residual`` (rounded to its
+    dtype) in place and is what gets normalised.
 
     Args:
         x, residual: row tensors [rows, cols], cols % 8 == 0.
@@ -159,13 +162,14 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, out_dtyp
 
 
 def embedding(ids: Tensor, weight: PackedWeight) -> Tensor:
-    """The rows ``ids`` [num_tokens] int32 of ``weight`` [vocab_size, dim]; zeros for an id outside it. Returns [num_tokens, dim]."""
+    """The rows ``ids`` [num_tokens] int32 of ``weight`` [vocab_size, dim], zeros for an id outside it."""
     out = torch.empty((ids.shape[0], weight.k), dtype=weight.dtype, device=ids.device)
     _embedding(out, ids, weight.data, weight.n)
     return out
 
 
-# ---- the KV cache --------------------------------------------------------------------------------------------------------
+# ---- the KV cache
+#     --------------------------------------------------------------------------------------------------------
 
 
 def rope_write_kv(
@@ -182,7 +186,8 @@ def rope_write_kv(
 ) -> None:
     """QK-norm, RoPE (arXiv 2104.09864, half-split pairing) and the write to the paged cache, in one pass over ``qkv``.
 
-    q is rotated in place; k and v go to the cache at ``slot_mapping[t] = block * block_size + offset``. A token with slot -1 is
+    q is rotated in place; k and v go to the cache at ``slot_mapping[t] = block * block_size + offset``. A token with
+    slot -1 is
     padding: neither its q nor the cache is touched.
 
     Args:
@@ -216,7 +221,8 @@ def swap_blocks(dst: Tensor, src: Tensor, pairs_host: Tensor) -> None:
     _swap_blocks(dst, src, pairs_host)
 
 
-# ---- attention -----------------------------------------------------------------------------------------------------------
+# ---- attention
+#     -----------------------------------------------------------------------------------------------------------
 
 
 def attention_buffer_bytes(
@@ -281,15 +287,17 @@ def attention_plan(
 def paged_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
 ) -> Tensor:
-    """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180), batch-invariant.
+    """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180),
+    batch-invariant.
 
-    A query at absolute position p sees the keys at (p - window, p], all up to p when window is 0. K and V of this step are
-    already in the cache. The rows of padding tokens hold nothing of meaning.
+    A query at absolute position p sees the keys at (p - window, p], all up to p when window is 0. K and V of this
+    step are already in the cache. The rows of padding tokens hold nothing of meaning.
 
     Args:
         q: [num_tokens, num_heads, head_dim], any token and head stride.
         k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous.
-        meta: on CUDA with plan and workspace, the plan filled by ``attention_plan`` for these head counts and this window.
+        meta: on CUDA with plan and workspace, the plan filled by ``attention_plan`` for these head counts and this
+            window.
 
     Returns:
         [num_tokens, num_heads, head_dim], contiguous.
@@ -313,7 +321,8 @@ def paged_attention(
     return out
 
 
-# ---- sampling and the step -----------------------------------------------------------------------------------------------
+# ---- sampling and the step
+#     -----------------------------------------------------------------------------------------------
 
 
 def sample(
@@ -328,14 +337,16 @@ def sample(
 ) -> Tensor:
     """Draw one token per row; a draw depends on its row's logits, parameters, seed and position and on nothing else.
 
-    Temperature 0 is greedy (lowest id among equals). Else min-p, top-k, top-p in this order, then Gumbel-max with a counter-based
-    generator; csrc/include/pe/sampling.h is the full definition. A row with a NaN, +inf or no finite logit gets -1.
+    Temperature 0 is greedy (lowest id among equals). Else min-p, top-k, top-p in this order, then Gumbel-max with a
+    counter-based generator; csrc/include/pe/sampling.h is the full definition. A row with a NaN, +inf or no finite
+    logit gets -1.
 
     Args:
         logits: row tensor [num_rows, vocab_size] float32.
         temperature, top_p, min_p: [*] float32; top_k: [*] int32; seeds: [*] int64 (the bits of a uint64).
         positions: [num_rows] absolute position that the sampled token will have.
-        param_rows: [num_rows] which element of the parameters row b uses; None: b; -1: padding, its result is undefined.
+        param_rows: [num_rows] which element of the parameters row b uses; None: b; -1: padding, its result is
+            undefined.
 
     Returns:
         token ids, [num_rows] int32.
@@ -376,18 +387,19 @@ def store_tokens(last_tokens: Tensor, rows: Tensor, token_ids: Tensor) -> None:
 
 
 def update_block_tables(block_tables: Tensor, entries: Tensor) -> None:
-    """``block_tables[row, index] = block`` for each entry (row, index, block) of [num_entries, 3]; a negative row is padding."""
+    """``block_tables[row, index] = block`` for each (row, index, block) of ``entries``; a negative row is padding."""
     _update_block_tables(block_tables, entries)
 
 
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
-    """``x[indices]`` for a row tensor [*, cols] and indices [num_indices]: the hidden states whose logits are wanted."""
+    """``x[indices]`` for a row tensor [*, cols] and indices [num_indices]: the rows whose logits are wanted."""
     out = torch.empty((indices.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
     _gather_rows(out, x, indices)
     return out
 
 
-# ---- the backends --------------------------------------------------------------------------------------------------------
+# ---- the backends
+#     --------------------------------------------------------------------------------------------------------
 
 
 class Program:

@@ -1,8 +1,9 @@
 """Finds and loads the compiled extension ``_C.so`` and says in one line what is wrong when that fails.
 
-The extension is a plain library of torch operators on torch's stable ABI: one file for every torch in range and every Python.
-It lies beside this package; when a clone's own ``./pyengine`` shadows the installed package (``python -m server`` from the
-clone's root), the installed package's file is used. A file built from other sources than this package is refused.
+The extension is a plain library of torch operators on torch's stable ABI: one file for every torch in range and every
+Python. It lies beside this package; when a clone's own ``./pyengine`` shadows the installed package (``python -m
+server`` from the clone's root), the installed package's file is used. A file built from other sources than this
+package is refused.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ def check_torch(version: str) -> None:
 
 
 def find_extension(package: Path, search_path: list[str]) -> Path:
-    """``_C.so`` beside ``package``, else in the first ``pyengine`` of ``search_path`` that has one; BuildError when none has."""
+    """``_C.so`` beside ``package``, else in the first ``pyengine`` of ``search_path`` that has one; else BuildError."""
     candidates = [package / "_C.so", *(Path(entry or ".") / "pyengine" / "_C.so" for entry in search_path)]
     for path in candidates:
         if path.is_file():
             return path
     raise BuildError(
-        f"the compiled extension _C.so is neither in {package} nor in an installed pyengine; run: pip install . (in the source tree)"
+        f"the compiled extension _C.so is neither in {package} nor in an installed pyengine; "
+        "run: pip install . (in the source tree)"
     )
 
 
 def check_build(info: BuildInfo, path: Path, schema_source: Path) -> None:
-    """Raise BuildError when ``_C`` is of another version, or of other op schemas than the sources beside this package."""
+    """Raise BuildError when ``_C`` is of another version or other op schemas than the sources beside it."""
     if info.version != __version__:
         raise BuildError(f"{path} is of pyengine {info.version}, this package of {__version__}; run: {REBUILD}")
     if schema_source.is_file() and hashlib.sha256(schema_source.read_bytes()).hexdigest()[:12] != info.schema:

@@ -1,8 +1,9 @@
 """The ops in plain torch: what ``pyengine.ops`` must compute, written to be read.
 
 Same names, same arguments, same meaning. Everything is computed in float32 and rounded once, in the order that the C++
-contracts in csrc/include/pe state; given float64 tensors it computes in float64, which is how the tests get at the truth.
-Loops over sequences and rows are deliberate: this file is the specification and the tests' oracle, not a backend.
+contracts in csrc/include/pe state; given float64 tensors it computes in float64, which is how the tests get at the
+truth. Loops over sequences and rows are deliberate: this file is the specification and the tests' oracle, not a
+backend.
 """
 
 from __future__ import annotations
@@ -198,8 +199,8 @@ def sample(
 def _survivors(scores: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
     """Which tokens min-p, top-k and top-p, in this order, leave; equal scores share their fate.
 
-    Each filter is a threshold, so whatever is larger than a survivor survived too: "survivors strictly larger" is "tokens
-    strictly larger", and one sort answers for all three.
+    Each filter is a threshold, so whatever is larger than a survivor survived too: "survivors strictly larger" is
+    "tokens strictly larger", and one sort answers for all three.
     """
     top = scores.max()
     order = scores.sort(descending=True)
@@ -229,7 +230,7 @@ _U32 = 0xFFFFFFFF
 
 
 def _mix(h: Tensor) -> Tensor:
-    """murmur3's finaliser on uint32 values held in int64 (a product of two uint32 wraps mod 2^64, whose low half is right)."""
+    """murmur3's finaliser on uint32 values held in int64 (their product wraps mod 2^64, whose low half is right)."""
     h = h ^ (h >> 16)
     h = (h * 0x85EBCA6B) & _U32
     h = h ^ (h >> 13)

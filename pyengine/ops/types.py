@@ -1,6 +1,7 @@
 """The dataclasses that group the ops' tensors; they hold data and do nothing.
 
-Shapes, dtypes and meaning follow the params structs in csrc/include/pe. All index tensors are int32 unless said otherwise.
+Shapes, dtypes and meaning follow the params structs in csrc/include/pe. All index tensors are int32 unless said
+otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class PackedWeight:
 class AttentionMetadata:
     """What paged attention needs to know about a step, for all layers alike.
 
-    Sequence ``s`` owns the query rows [query_start[s], query_start[s + 1]) and the block table ``block_tables[table_rows[s]]``.
+    Sequence ``s`` owns the query rows [query_start[s], query_start[s + 1]) and the block table
+    ``block_tables[table_rows[s]]``.
     """
 
     block_tables: Tensor  # [num_rows, max_blocks]

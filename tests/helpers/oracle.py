@@ -1,7 +1,7 @@
 """How a result is judged against the specification, and tensors that betray a kernel that reads or writes astray.
 
-The tolerance is no hand-tuned constant: an op may err from the float64 truth at most twice as far as a plain low-precision
-torch version does, plus a few units in the last place.
+The tolerance is no hand-tuned constant: an op may err from the float64 truth at most twice as far as a plain
+low-precision torch version does, plus a few units in the last place.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ ULPS = 4
 
 
 def assert_accurate(actual: Tensor, truth: Tensor, plain: Tensor, summed: Tensor | None = None) -> None:
-    """``actual`` errs from ``truth`` (float64) at most twice as far as ``plain`` (the same by ordinary torch), plus ULPS.
+    """``actual`` errs from ``truth`` (float64) at most twice as far as ``plain`` (the same by ordinary torch), plus
+    ULPS.
 
     Args:
-        summed: for long sums, the sum of the terms' magnitudes; its fp32 ulps join the floor, since an order of summation
+        summed: for long sums, the sum of the terms' magnitudes; its fp32 ulps join the floor, since an order of
+            summation
             that is fixed for the sake of batch invariance rounds otherwise than a library's.
     """
     assert actual.shape == truth.shape
@@ -33,7 +35,7 @@ def assert_accurate(actual: Tensor, truth: Tensor, plain: Tensor, summed: Tensor
 
 
 class Poisoned:
-    """A row tensor [rows, cols] inside a larger buffer of NaN: strided, with guards before, between and after its rows."""
+    """A row tensor [rows, cols] inside a larger buffer of NaN: strided, with guards round its rows."""
 
     GUARD = 32  # elements; keeps rows 16-byte aligned in every dtype
 

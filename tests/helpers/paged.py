@@ -44,7 +44,7 @@ class Heads:
 def empty_caches(
     num_blocks: int, block_size: int, heads: Heads, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor]:
-    """K and V of NaN, [num_blocks, num_kv_heads, block_size, head_dim], as strided views of one arena that holds both."""
+    """K and V of NaN, [num_blocks, num_kv_heads, block_size, head_dim], as strided views of one arena."""
     shape = (num_blocks, 2, heads.num_kv_heads, block_size, heads.head_dim)
     arena = torch.full(shape, float("nan"), dtype=dtype, device=device)
     return arena[:, 0], arena[:, 1]

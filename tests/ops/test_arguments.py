@@ -1,4 +1,4 @@
-"""Bad arguments are refused before any pointer is followed, by messages that name op, argument, expectation and value."""
+"""Bad arguments are refused before any pointer is followed, by messages that name op, argument and value."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_rope_write_kv():
         "num_heads": 4,
     }
     with refused(
-        "rope_write_kv: qkv must have the shape [num_tokens=3, (num_heads + 2 * num_kv_heads) * head_dim=640], got [3, 512]"
+        "rope_write_kv: qkv must have the shape [num_tokens=3, (num_heads + 2 * num_kv_heads) * head_dim=640], "
+        "got [3, 512]"
     ):
         ops.rope_write_kv(**{**good, "num_heads": 6})
     with refused("rope_write_kv: slot_mapping must be int64, got int32"):

@@ -27,7 +27,7 @@ def programs() -> Path:
 
 @pytest.mark.timeout(900)
 def test_no_code_leaks_from_files_of_one_instruction_set(programs: Path) -> None:
-    """An inline function that a *_avx512 file emits as a weak symbol may be the copy that the linker keeps for everyone."""
+    """An inline function that a *_avx512 file emits as a weak symbol may be the copy that everyone gets."""
     if shutil.which("nm") is None:
         pytest.skip("no nm")
     objects = [o for suffix in ("avx2", "avx512", "amx") for o in programs.rglob(f"*_{suffix}.cpp.o")]

@@ -1,4 +1,4 @@
-"""Packed weights, linear and embedding: accuracy, the layout's edges, and bits that do not depend on batch, place or threads."""
+"""Packed weights, linear and embedding: accuracy, edges of the layout, bits independent of batch, place and threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rms_norm and silu_mul: accuracy against the reference, strides with guards, in-place residual, bits independent of the batch."""
+"""rms_norm and silu_mul: accuracy against the reference, strides, in-place residual, batch invariance."""
 
 from __future__ import annotations
 

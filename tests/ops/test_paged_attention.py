@@ -80,7 +80,7 @@ def test_large_scores_do_not_overflow(device, dtype):
 
 
 def alone(case: PagedCase, s: int, first: int, last: int, device: str) -> PagedCase:
-    """Queries [first, last) of sequence ``s`` as a step of its own (the cache is the same, later keys are simply there)."""
+    """Queries [first, last) of sequence ``s`` as a step of its own; the cache is the same."""
     meta = case.meta
     begin, end = meta.query_start[s : s + 2].tolist()
     seq_len = int(meta.seq_lens[s]) - (end - begin) + last

@@ -1,4 +1,4 @@
-"""sample: the same token as the specification for every filter, rows that fail alone, and draws of the right distribution."""
+"""sample: the specification's token for every filter, rows that fail alone, the right distribution."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def site_with_torch(folder: Path, version: str, cuda: str | None) -> Path:
     (folder / "torch").mkdir(parents=True)
     (folder / "torch" / "version.py").write_text(
         "from typing import Optional\n\n__all__ = ['__version__', 'cuda']\n"
-        f"__version__ = '{version}'\ndebug = False\ncuda: Optional[str] = {cuda!r}\ngit_version = 'abc'\nhip: Optional[str] = None\n"
+        f"__version__ = '{version}'\ndebug = False\ncuda: Optional[str] = {cuda!r}\n"
+        "git_version = 'abc'\nhip: Optional[str] = None\n"
     )
     return folder
 
