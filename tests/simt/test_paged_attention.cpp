@@ -119,6 +119,7 @@ class World {
       attention::run(p, geometry, plan_space, work_space, nullptr);
       EXPECT(first == out_->bytes(), "a plan's second use gives other bits");
     }
+    expect_rested(p, geometry, plan.data());
     EXPECT(plan.guards_intact() && work.guards_intact() && out_->guards_intact(), "wrote past its memory");
     EXPECT(out_->untouched(num_tokens_ * row_elements(), batch_.pad_tokens * row_elements()), "wrote to padding");
     return {out_->data(), out_->data() + num_tokens_ * row_elements()};
@@ -129,6 +130,16 @@ class World {
 
  private:
   int64_t num_seqs() const { return static_cast<int64_t>(batch_.seqs.size()) + batch_.pad_seqs; }
+
+  // The next launch must find no ticket taken and no piece done.
+  void expect_rested(const PagedAttentionParams& p, const Geometry& geometry, void* memory) {
+    Plan plan;
+    attention::lay_out(attention::plan_bounds(p, geometry), memory, &plan);
+    const attention::Header& h = *plan.header;
+    bool rested = h.next_cta == 0 && h.next_warp == 0 && h.num_done == 0;
+    for (int i = 0; i < h.num_splits * shape_.num_kv_heads; ++i) rested = rested && plan.arrivals[i] == 0;
+    EXPECT(rested, "a run leaves tickets or arrivals behind");
+  }
 
   void fill(int64_t num_blocks) {
     std::vector<int> free_blocks;
