@@ -63,7 +63,7 @@ def test_the_target_environments_torch_wins_over_the_isolated_one(environment, m
     monkeypatch.setattr(environment, "target_site_packages", lambda: [target])
     monkeypatch.setattr(environment.sys, "path", [str(isolated)])
     assert environment.build_torch().version == "2.11.0+cu130"
-    monkeypatch.setattr(environment, "target_site_packages", lambda: [])
+    monkeypatch.setattr(environment, "target_site_packages", list)
     assert environment.build_torch().version == "2.13.0+cpu"
 
 
@@ -126,7 +126,7 @@ def test_nvcc_of_pips_packages_is_found(environment, monkeypatch, tmp_path):
     nvcc.chmod(0o755)
     monkeypatch.setattr(environment.shutil, "which", lambda name, path=None: None)
     monkeypatch.setattr(environment.sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(environment, "target_site_packages", lambda: [])
+    monkeypatch.setattr(environment, "target_site_packages", list)
     monkeypatch.setattr(environment.os, "environ", {})
     real_glob = environment.glob.glob
     monkeypatch.setattr(
