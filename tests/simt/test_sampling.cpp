@@ -248,6 +248,7 @@ void test_large_vocabulary() {
     batch.add(make_row(Shape::kFlat, 49152, 5), {1.3f, top_p, 0, 0, 8});
     batch.add(make_row(Shape::kEqual, 49152, 6), {1.0f, top_p, 0, 50, 9});
     batch.add(make_row(Shape::kUsual, 49152, 6), {1.0f, top_p, 1e-4f, 0, 9});
+    batch.add(make_row(Shape::kFlat, 49152, 7), {1.0f, top_p, 0.2f, 0, 3});
   }
   std::vector<float> crowd(49152, 3.0f);
   crowd[77] = 3.5f;
@@ -336,6 +337,9 @@ void test_distribution() {
     chi_square += (counts[i] - expected) * (counts[i] - expected) / expected;
   }
   EXPECT(chi_square < 27.86, "chi-square %.1f", chi_square);
+  cuda::Race tie(1);  // candidates come in any order, and equal scores go to the lowest id
+  for (const int token : {5, 3, 9}) tie.offer(1.5f, token, 77);
+  EXPECT(tie.token == 3, "tie: %d", tie.token);
 }
 
 // E in fp32 at both ends of its range, and the shortcut by which most tokens are passed over: never too small.

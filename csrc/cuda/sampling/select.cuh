@@ -83,8 +83,8 @@ struct MassWeight {
   }
 };
 
+// Whoever read the histogram last has passed a barrier since: find_bin and collect end with one.
 __device__ __forceinline__ void clear_histogram(FinishShared& shared) {
-  __syncthreads();  // the previous reader is done
   for (int i = threadIdx.x; i < kBins; i += kFinishThreads) shared.low[i] = shared.high[i] = 0;
   __syncthreads();
 }
