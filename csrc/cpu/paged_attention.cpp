@@ -22,9 +22,8 @@ namespace pe::cpu {
 namespace {
 
 constexpr const char* kOp = "paged_attention";
-constexpr int64_t kStagingRows = 16;  // widening a tile of K and V costs about as much as this many rows of it
-constexpr int64_t kWorkPerThread =
-    500000;  // multiply-adds: tens of microseconds, several times what waking a thread takes
+constexpr int64_t kStagingRows = 16;        // widening a tile of K and V costs about as much as this many rows of it
+constexpr int64_t kWorkPerThread = 500000;  // multiply-adds: several times what waking a thread takes
 
 class Scratch {
  public:

@@ -163,10 +163,10 @@ void test_broken_rows() {
     for (const float top_p : {1.0f, 0.9f}) {
       for (const size_t n : {size_t{5}, size_t{64}, size_t{77}}) {
         for (size_t at = 0; at < n; ++at) {
-          Row good, nan, infinite, empty;
+          Row good;
           good.temperature = temperature, good.top_p = top_p, good.seed = 9;
           good.logits = random_logits(rng, n, 2, false);
-          nan = infinite = empty = good;
+          Row nan = good, infinite = good, empty = good;
           nan.logits[at] = kNaN, infinite.logits[at] = kInfinity;
           empty.logits.assign(n, -kInfinity);
           const auto ids = sample({nan, good, infinite, good, empty, good});
