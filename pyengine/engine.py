@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pyengine import ops
@@ -27,7 +27,14 @@ from pyengine.protocol import Ready, Request, Stats, TokenDelta
 from pyengine.runner.device import Device, resolve_device
 from pyengine.runner.kv_memory import MemoryPlan, plan_memory
 from pyengine.runner.model_runner import ModelRunner
+from pyengine.runner.output import PendingOutput
+from pyengine.sampling.masks import GrammarMasks
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
+from pyengine.sched.step import StepInput
+from pyengine.structured.lazy import LazyGrammars
+
+
+GRAMMAR_WAIT_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,15 @@ class EngineFacts:
 class Engine:
     """Generates tokens for requests. Build one with ``Engine.start``."""
 
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner, facts: EngineFacts, max_inflight: int):
+    def __init__(
+        self, scheduler: Scheduler, runner: ModelRunner, facts: EngineFacts, grammars: LazyGrammars, overlap: bool
+    ):
         self.scheduler = scheduler
         self.facts = facts
         self._runner = runner
-        self._max_inflight = max_inflight  # steps issued before the first is waited for
-        self._inflight: deque = deque()
+        self._grammars = grammars
+        self._overlap = overlap  # whether a step's tokens are waited for only after the next pass was issued
+        self._inflight: tuple[StepInput, PendingOutput] | None = None
 
     @classmethod
     def start(cls, config: EngineConfig, progress: Progress | None = None) -> Engine:
@@ -106,9 +116,11 @@ class Engine:
             max_num_batched_tokens=plan.max_num_batched_tokens,
             max_model_len=plan.max_model_len,
         )
-        scheduler = Scheduler(limits, BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching))
+        grammars = LazyGrammars(config.tokenizer or path, model.vocab_size)
+        blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching)
+        scheduler = Scheduler(limits, blocks, grammars.make)
         facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
-        return cls(scheduler, runner, facts, 2 if device.kind == "cuda" and config.async_scheduling else 1)
+        return cls(scheduler, runner, facts, grammars, device.kind == "cuda" and config.async_scheduling)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError when it can never be served."""
@@ -122,17 +134,41 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._inflight)
+        return self.scheduler.has_work or self._inflight is not None
 
     def step(self) -> list[TokenDelta]:
-        """Issue the next pass, then take in the oldest one in flight if enough are; returns the tokens it brought."""
+        """Issue the next pass; take in the tokens of the one before it; issue the draw. Returns the tokens taken in.
+
+        So the device computes while the host updates, and a grammar's mask is ready when the logits are.
+        """
         step = self.scheduler.schedule()
-        if step is not None:
-            self._inflight.append((step, self._runner.execute(step)))
-        if not self._inflight or (step is not None and len(self._inflight) < self._max_inflight):
+        issued = None if step is None else self._runner.forward(step)
+        deltas = self._retire()
+        if issued is not None:
+            pending = self._runner.sample(issued, self._grammar_masks())
+            self._inflight = (step, pending)
+            if not self._overlap:
+                deltas += self._retire()
+        elif not deltas:
+            time.sleep(GRAMMAR_WAIT_S)  # there is work, but none that can run: a grammar is being prepared
+        return deltas + self.scheduler.take_failures()
+
+    def _retire(self) -> list[TokenDelta]:
+        """Wait for the draw in flight, if any, and give its tokens to their sequences."""
+        if self._inflight is None:
             return []
-        oldest, pending = self._inflight.popleft()
-        return self.scheduler.update(oldest, pending.wait())
+        (step, pending), self._inflight = self._inflight, None
+        return self.scheduler.update(step, pending.wait())
+
+    def _grammar_masks(self) -> GrammarMasks | None:
+        """What the grammars of the newest step allow, all earlier tokens being known."""
+        constrained = self.scheduler.constrained_sequences()
+        if not constrained:
+            return None
+        masks = self._grammars.masks(len(constrained))
+        for i, (_, grammar) in enumerate(constrained):
+            grammar.fill_mask(masks, i)
+        return GrammarMasks(np.asarray([index for index, _ in constrained]), masks)
 
     def stats(self) -> Stats:
         return self.scheduler.stats()

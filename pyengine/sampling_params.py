@@ -41,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         repetition_penalty: over prompt and generated tokens, in (0, 10]; 1 is off.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
         allowed_token_ids: the only tokens that may be drawn; None allows all.
+        grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
     """
 
@@ -63,6 +64,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: tuple[int, ...] | None = None
     logprobs: int | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, (str, list)):  # the offline class takes what vLLM's takes

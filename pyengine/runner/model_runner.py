@@ -7,6 +7,7 @@ own behind one call here; nothing in here asks what a request wants, and nothing
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,9 +22,19 @@ from pyengine.runner.device_state import DeviceState, InputBatch
 from pyengine.runner.graphs import EagerPass, make_graph_pass
 from pyengine.runner.kv_memory import MemoryPlan
 from pyengine.runner.output import OutputCopies, PendingOutput
+from pyengine.sampling.masks import GrammarMasks
 from pyengine.sampling.sampler import Sampler
 from pyengine.sampling.stage import SamplingStep
 from pyengine.sched.step import StepInput
+
+
+@dataclass(frozen=True)
+class Pass:
+    """An issued pass: its logits float32 [num_seqs, vocab_size] wait on the device for the draw."""
+
+    step: StepInput
+    batch: InputBatch
+    logits: Tensor
 
 
 class ModelRunner:
@@ -83,8 +94,8 @@ class ModelRunner:
         return self._graphs.capture_ahead(lambda size: self._state.apply(_idle_step(), size, size), self._forward)
 
     @torch.inference_mode()
-    def execute(self, step: StepInput) -> PendingOutput:
-        """Issue the pass; the result is waited for by whoever needs it."""
+    def forward(self, step: StepInput) -> Pass:
+        """Issue the pass up to its logits."""
         num_seqs, num_tokens = len(step.rows), step.num_tokens
         passes = self._graphs if num_seqs == num_tokens else self._eager
         if passes is self._graphs:
@@ -94,8 +105,17 @@ class ModelRunner:
         self._sampler.assign(step.new_rows)
         batch = self._state.apply(step, num_seqs, num_tokens)
         logits = passes.run(batch, self._forward)
+        return Pass(step, batch, logits)
+
+    @torch.inference_mode()
+    def sample(self, issued: Pass, grammar: GrammarMasks | None = None) -> PendingOutput:
+        """Issue the draw of a pass; its result is waited for by whoever needs it.
+
+        Apart from ``forward``, so that masks may be worked out while the pass runs.
+        """
         # The token after n tokens has position n: the draw depends on it, not on the step or the batch.
-        sampled = self._sampler.sample(logits, batch.sample_rows, batch.seq_lens, _sampling_step(step))
+        step, batch = issued.step, issued.batch
+        sampled = self._sampler.sample(issued.logits, batch.sample_rows, batch.seq_lens, _sampling_step(step), grammar)
         self._state.store_tokens(batch, sampled.token_ids)
         return self._outputs.start(step, sampled)
 

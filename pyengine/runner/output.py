@@ -55,7 +55,9 @@ class OutputCopies:
             self._pinned = [torch.empty(max_num_seqs, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
 
     def start(self, step: StepInput, sampled: Sampled) -> PendingOutput:
-        """``sampled`` has a row for each sequence of ``step`` and perhaps padding; ``step.samples`` tells which count."""
+        """``sampled`` has a row for each sequence of ``step`` and perhaps padding; ``step.samples`` tells which
+        count.
+        """
         if not self._on_gpu:
             return PendingOutput(step, sampled, None)
         self._turn = (self._turn + 1) % RING

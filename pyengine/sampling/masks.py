@@ -1,9 +1,12 @@
-"""Allow-lists: tokens outside a row's list cannot be drawn.
+"""Masks: tokens outside what a row allows cannot be drawn.
 
+A grammar's mask comes from the host with every step, computed while the device runs the pass.
 ``allowed_token_ids`` fills a row's mask once, when the request gets the row.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,6 +40,22 @@ class Masks:
 
     def apply(self, logits: Tensor, step: SamplingStep) -> None:
         ops.apply_mask(logits, torch.from_numpy(self._flags.rows(step)).to(self._device), self._masks)
+
+
+@dataclass(frozen=True)
+class GrammarMasks:
+    """For the batch rows ``indices``: masks int32 [len(indices), ceil(vocab_size / 32)], both on the host."""
+
+    indices: np.ndarray
+    masks: np.ndarray
+
+
+def apply_grammar(logits: Tensor, grammar: GrammarMasks) -> None:
+    """Forbid what the grammars of these rows do not allow next."""
+    mask_rows = np.full(len(logits), -1, np.int32)
+    mask_rows[grammar.indices] = np.arange(len(grammar.indices))
+    on_device = (torch.from_numpy(array).to(logits.device) for array in (mask_rows, grammar.masks))
+    ops.apply_mask(logits, *on_device)
 
 
 def pack_bits(token_ids: np.ndarray, num_words: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The sampler: runs the stages in order, draws, and reads log-probabilities for those who asked.
 
-    raw logits ──▶ penalties ──▶ biases ──▶ masks ──▶ temperature, filters, draw ──▶ token ──▶ counted for penalties
+    raw logits ──▶ penalties ──▶ biases ──▶ masks, grammars ──▶ temperature, filters, draw ──▶ token ──▶ counted for penalties
         └────────────────────── log-probabilities of the token and the likeliest ◀────┘
 
 Log-probabilities are of the raw logits, before any stage, as vLLM's are by default.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyengine import ops
 from pyengine.sampling.biases import Biases
-from pyengine.sampling.masks import Masks
+from pyengine.sampling.masks import GrammarMasks, Masks, apply_grammar
 from pyengine.sampling.penalties import Penalties
 from pyengine.sampling.stage import RowFlags, SamplingStep
 from pyengine.sched.step import NewRow
@@ -66,20 +66,25 @@ class Sampler:
             self._num_logprobs[new.row] = new.params.logprobs or 0
         self._draw.assign(new_rows)
 
-    def sample(self, logits: Tensor, sample_rows: Tensor, positions: Tensor, step: SamplingStep) -> Sampled:
+    def sample(
+        self, logits: Tensor, sample_rows: Tensor, positions: Tensor, step: SamplingStep, grammar: GrammarMasks | None
+    ) -> Sampled:
         """Draw a token for each sampling row.
 
         Args:
             logits: float32 [num_seqs, vocab_size]; edited in place.
             sample_rows, positions: int32 [num_seqs] on the device: ``step``'s arrays, padding included.
             step: the same for the host, without padding.
+            grammar: what the grammars of this step allow; None when no sequence has one.
         """
         active = [stage for stage in self._stages if stage.uses(step)]
         wants_logprobs = self._wants_logprobs.any(step)
-        raw = logits.clone() if active and wants_logprobs else logits
+        raw = logits.clone() if wants_logprobs and (active or grammar) else logits
         live = logits[: len(step.rows)]
         for stage in active:
             stage.apply(live, step)
+        if grammar is not None:
+            apply_grammar(live, grammar)
         rows = self._draw
         token_ids = ops.sample(
             logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, positions, sample_rows

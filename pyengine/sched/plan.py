@@ -17,7 +17,7 @@ class StepPlan:
     def __init__(self) -> None:
         self.growth = Growth()
         self.sequences: list[Sequence] = []
-        self.sampling: list[Sequence] = []
+        self.sampling: list[tuple[int, Sequence]] = []  # (batch row, sequence) of those that sample
         self.filling: set[Sequence] = set()  # sequences some of whose prompt's blocks this very step may fill
         self._num_new: list[int] = []
         self._num_computed: list[int] = []
@@ -54,7 +54,7 @@ class StepPlan:
         self._samples.append(samples)
         seq.num_computed_tokens = end
         if samples:
-            self.sampling.append(seq)
+            self.sampling.append((len(self.sequences) - 1, seq))
             seq.num_inflight += 1
             seq.row_has_last_token = True
 

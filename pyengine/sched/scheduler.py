@@ -3,10 +3,9 @@
 One loop without phases: each sequence has ``num_computed_tokens`` that chases its tokens; a prompt, a chunk of a
 prompt, a decode and a resumed sequence differ only in how far they are behind. Per step:
 
-  1. the token budget goes to running sequences, those one token behind (decodes) first, then prompts in order of
-  service; 2. blocks are granted in order of service; when they run out, the last sequence in that order is preempted
-  (its blocks go,
-     its tokens stay; its full blocks may be found again in the prefix cache when it resumes);
+  1. the token budget goes to running sequences, those one token behind (decodes) first, then prompts in order;
+  2. blocks are granted in order of service; when they run out, the last sequence in that order is preempted (its blocks
+     go, its tokens stay; its full blocks may be found again in the prefix cache when it resumes);
   3. waiting sequences are admitted in order while budget, rows and blocks last.
 
 It never deadlocks: a request is accepted only if it fits the cache alone, and the first sequence in order can preempt
@@ -18,6 +17,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyengine.admission import QueueLoad
@@ -25,7 +25,7 @@ from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
 from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
 from pyengine.sched.plan import StepPlan
-from pyengine.sched.sequence import Sequence, Status
+from pyengine.sched.sequence import Grammar, Sequence, Status
 from pyengine.sched.step import StepInput, StepOutput
 
 
@@ -45,14 +45,18 @@ def _service_order(seq: Sequence) -> tuple[int, int]:
 class Scheduler:
     """Owns all live sequences. ``schedule`` decides a step, ``update`` is the only place where tokens are appended."""
 
-    def __init__(self, limits: SchedulerLimits, blocks: BlockManager):
+    def __init__(
+        self, limits: SchedulerLimits, blocks: BlockManager, make_grammar: Callable[[str], Grammar] | None = None
+    ):
         self.limits = limits
         self.blocks = blocks
+        self._make_grammar = make_grammar
+        self._failures: list[TokenDelta] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # heap in order of service
         self._running: list[Sequence] = []  # sorted in order of service
         self._groups: dict[str, list[Sequence]] = {}  # live sequences by request id
         self._free_rows = list(range(limits.max_num_seqs))  # heap: low rows first, so that device arrays stay dense
-        self._inflight: deque[tuple[int, list[Sequence]]] = deque()  # sampling sequences of steps not yet updated
+        self._inflight: deque[tuple[int, list[tuple[int, Sequence]]]] = deque()  # who samples in steps not yet updated
         self.queued = QueueLoad()  # sequences that have never run
         self.dequeued = QueueLoad()  # all that ever left the queue
         self._num_stale = 0  # entries of the queue whose sequence has ended
@@ -73,6 +77,8 @@ class Scheduler:
         for index in range(request.params.n):
             seq = Sequence(request, index, self._num_arrived, max_tokens)
             seq.parent = group[0] if group else None
+            if request.params.grammar is not None:
+                seq.grammar = self._make_grammar(request.params.grammar)
             self._num_arrived += 1
             group.append(seq)
             heapq.heappush(self._waiting, (seq.sort_key, seq))
@@ -101,9 +107,12 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._groups)
 
-    @property
-    def num_inflight_steps(self) -> int:
-        return len(self._inflight)
+    def constrained_sequences(self) -> list[tuple[int, Grammar]]:
+        """(batch row, grammar) of the newest step's sampling sequences that have one and still run."""
+        if not self._inflight:
+            return []
+        _, sampling = self._inflight[-1]
+        return [(row, seq.grammar) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
 
     def _drop_stale(self) -> None:
         """Rebuild the queue once most of it is entries of sequences that ended while they waited."""
@@ -134,7 +143,7 @@ class Scheduler:
         step_id, sampling = self._inflight.popleft()
         assert step_id == step.step_id == output.step_id, "steps are updated in the order they were scheduled"
         deltas = []
-        for i, (seq, token_id) in enumerate(zip(sampling, output.token_ids.tolist(), strict=True)):
+        for i, ((_, seq), token_id) in enumerate(zip(sampling, output.token_ids.tolist(), strict=True)):
             seq.num_inflight -= 1
             if seq.status is not Status.FINISHED:  # else it ended (or was aborted) while this step was in flight
                 deltas.append(self._append_token(seq, token_id, output.logprobs.get(i)))
@@ -186,7 +195,10 @@ class Scheduler:
             if seq.status is Status.FINISHED:  # aborted while it waited
                 heapq.heappop(self._waiting)
                 self._num_stale -= 1
-            elif seq.num_inflight or self._waits_for_parent(seq, plan):
+            elif seq.grammar is not None and seq.grammar.ready and seq.grammar.error:
+                heapq.heappop(self._waiting)
+                self._fail(seq, f"the grammar cannot be used: {seq.grammar.error}")
+            elif seq.num_inflight or self._waits_for_parent(seq, plan) or not seq.grammar_ready:
                 set_aside.append(heapq.heappop(self._waiting))
             else:
                 num_new = self._admit(seq, budget, plan)
@@ -266,19 +278,32 @@ class Scheduler:
 
     # ------------------------------------------------------------------ ends and setbacks
 
+    def _fail(self, seq: Sequence, text: str) -> None:
+        """End a sequence that never got to run (or cannot go on) with an error of its own."""
+        self._finish(seq, forget=seq.status is Status.RUNNING)
+        self._failures.append(self._delta(seq, [], FinishReason.ERROR, error=text))
+
+    def take_failures(self) -> list[TokenDelta]:
+        """Last deltas of sequences that failed outside of ``update``."""
+        failures, self._failures = self._failures, []
+        return failures
+
     def _append_token(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None) -> TokenDelta:
         if token_id < 0:
             self._finish(seq, forget=True)
             return self._delta(seq, [], FinishReason.ERROR, error="the model produced logits that are not finite")
         seq.token_ids.append(token_id)
         self._num_generated_tokens += 1
+        if seq.grammar is not None and not seq.grammar.accept(token_id):
+            self._finish(seq)
+            return self._delta(seq, [], FinishReason.ERROR, error=f"the grammar failed: {seq.grammar.error}")
         reason = self._finish_reason(seq, token_id)
         if reason is not None:
             self._finish(seq)
         return self._delta(seq, [token_id], reason, logprobs=None if logprob is None else [logprob])
 
     def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        if token_id in seq.stop_token_ids:
+        if token_id in seq.stop_token_ids or (seq.grammar is not None and seq.grammar.complete):
             return FinishReason.STOP
         return FinishReason.LENGTH if seq.num_output_tokens >= seq.max_tokens else None
 
@@ -290,7 +315,8 @@ class Scheduler:
         error: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
     ) -> TokenDelta:
-        stop_token_id = token_ids[-1] if reason is FinishReason.STOP else None
+        stopped = reason is FinishReason.STOP and token_ids[-1] in seq.stop_token_ids
+        stop_token_id = token_ids[-1] if stopped else None
         request_id, num_cached = seq.request.request_id, seq.num_cached_tokens
         return TokenDelta(request_id, seq.index, token_ids, reason, stop_token_id, num_cached, error, logprobs)
 
@@ -315,7 +341,7 @@ class Scheduler:
         seq.status = Status.FINISHED
 
     def _leave_queue(self, seq: Sequence) -> None:
-        self.queued += QueueLoad(-1, -seq.num_prompt_tokens)
+        self.queued -= QueueLoad(1, seq.num_prompt_tokens)
         self.dequeued += QueueLoad(1, seq.num_prompt_tokens)
 
     def _preempt(self, seq: Sequence) -> None:

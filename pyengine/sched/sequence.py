@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 from pyengine.kv.prefix_cache import BlockKey
 from pyengine.protocol import Request
@@ -20,6 +21,16 @@ class Status(enum.Enum):
     FINISHED = "finished"
 
 
+class Grammar(Protocol):
+    """What a sequence's output must match (structured.matcher)."""
+
+    ready: bool
+    error: str
+    complete: bool
+
+    def accept(self, token_id: int) -> bool: ...
+
+
 class Sequence:
     """Mutable host truth of sequence ``index`` of a request; changed only by the scheduler and the block manager."""
 
@@ -28,6 +39,7 @@ class Sequence:
         "block_keys",
         "block_table",
         "cache_salt",
+        "grammar",
         "index",
         "max_tokens",
         "num_cached_tokens",
@@ -58,6 +70,7 @@ class Sequence:
             frozenset() if params.ignore_eos else frozenset(request.eos_token_ids)
         )
         self.parent: Sequence | None = None  # whose prompt blocks a sibling waits to share
+        self.grammar: Grammar | None = None
         self.status = Status.WAITING
         self.row = -1  # device row while running
         self.row_has_last_token = False  # whether that row holds the last sampled token
@@ -68,6 +81,11 @@ class Sequence:
         self.block_table: list[int] = []
         self.block_keys: list[BlockKey] = []  # of full blocks of known tokens; survives preemption
         self.num_committed_blocks = 0
+
+    @property
+    def grammar_ready(self) -> bool:
+        """Whether nothing is missing for the first draw."""
+        return self.grammar is None or self.grammar.ready
 
     @property
     def num_tokens(self) -> int:

@@ -1,0 +1,90 @@
+"""What a client asks for, as one serialised grammar; or a RequestError that says why it cannot be.
+
+Every kind goes through the same budgets: characters of source, nesting, and the limits inside llguidance, which bound
+its automata by states and fuel, not by a clock. The result is a string, so it travels to the engine as any parameter
+does.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits
+
+from pyengine.errors import RequestError
+
+MAX_SOURCE_CHARS = 1 << 18
+MAX_CHOICES = 4096
+KINDS = ("json", "json_object", "regex", "choice", "grammar")
+
+
+def compile_grammar(spec: dict[str, Any], param: str = "structured_outputs") -> str:
+    """The grammar for a specification with exactly one of: json (a schema as object or text), json_object (true),
+    regex, choice (a list of strings), grammar (Lark). Raises RequestError naming what is wrong with it.
+    """
+    given = [kind for kind in KINDS if spec.get(kind) not in (None, False)]
+    unknown = next((key for key in spec if key not in KINDS), None)
+    if unknown is not None:
+        raise RequestError(f"{param} has no field {unknown[:80]!r}; it has {', '.join(KINDS)}", param=param)
+    if len(given) != 1:
+        raise RequestError(f"{param} needs exactly one of {', '.join(KINDS)}, got {len(given)}", param=param)
+    kind = given[0]
+    source = _source_text(kind, spec[kind], param)
+    if len(source) > MAX_SOURCE_CHARS:
+        raise RequestError(f"{param}.{kind} may have {MAX_SOURCE_CHARS} characters, got {len(source)}", param=param)
+    grammar, problem = _compile(kind, source)
+    if problem:
+        raise RequestError(f"{param}.{kind} cannot be used: {' '.join(problem.split())[:500]}", param=param)
+    return grammar
+
+
+def _source_text(kind: str, value: Any, param: str) -> str:
+    """Every kind as text, so that equal specifications meet in the cache."""
+    if kind == "json":
+        return value if isinstance(value, str) else _dump(value, param)
+    if kind == "json_object":
+        return ""
+    if kind == "choice":
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+            raise RequestError(f"{param}.choice must be a list of non-empty strings", param=param)
+        if len(value) > MAX_CHOICES:
+            raise RequestError(f"{param}.choice may have {MAX_CHOICES} entries, got {len(value)}", param=param)
+        return _dump(value, param)
+    if not isinstance(value, str):
+        raise RequestError(f"{param}.{kind} must be a string, got {type(value).__name__}", param=param)
+    return value
+
+
+def _dump(value: Any, param: str) -> str:
+    try:
+        return json.dumps(value, sort_keys=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise RequestError(f"{param} holds something that is not JSON", param=param) from None
+
+
+@lru_cache(maxsize=256)
+def _compile(kind: str, source: str) -> tuple[str, str]:
+    """(grammar, "") or ("", what is wrong). Cached by content: agents send the same schema with every request."""
+    try:
+        if kind in ("json", "json_object"):
+            schema = source or '{"type": "object"}'
+            grammar = LLMatcher.grammar_from_json_schema(schema)
+        elif kind == "regex":
+            grammar = LLMatcher.grammar_from_regex(source)
+        elif kind == "choice":
+            grammar = LLMatcher.grammar_from_lark(
+                "start: " + " | ".join(json.dumps(item) for item in json.loads(source))
+            )
+        else:
+            grammar = LLMatcher.grammar_from_lark(source)
+    except (ValueError, RecursionError) as error:
+        return "", str(error)
+    problem = LLMatcher.validate_grammar(grammar, limits=parser_limits())
+    return (grammar, "") if not problem or problem.startswith("WARNING") else ("", problem)
+
+
+def parser_limits() -> LLParserLimits:
+    """Bounds of the automata, for checking here and for matching in the engine alike."""
+    return LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_items_in_row=2000)

@@ -1,0 +1,35 @@
+"""Grammars for an engine that may never need any: tokenizer and llguidance are loaded with the first request that
+does.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyengine.structured.matcher import GrammarFactory, SequenceGrammar
+
+
+class LazyGrammars:
+    """A ``GrammarFactory`` in waiting, for the tokenizer at ``tokenizer_path``."""
+
+    def __init__(self, tokenizer_path: str | Path, vocab_size: int):
+        self._tokenizer_path = tokenizer_path
+        self._vocab_size = vocab_size
+
+    def make(self, grammar: str) -> SequenceGrammar:
+        return self._factory.make(grammar)
+
+    def masks(self, count: int) -> np.ndarray:
+        return self._factory.masks(count)
+
+    @cached_property
+    def _factory(self) -> GrammarFactory:
+        from pyengine.structured.matcher import GrammarFactory
+        from pyengine.text.tokenizer import load_tokenizer
+
+        return GrammarFactory(load_tokenizer(self._tokenizer_path), self._vocab_size)

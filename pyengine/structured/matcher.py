@@ -1,0 +1,88 @@
+"""The engine's side of structured output: one matcher per sequence, made off the loop, asked for a mask before each
+draw.
+
+Making a matcher may take a tenth of a second for a large schema, so it happens on a thread (llguidance drops the GIL)
+and the sequence is admitted when it is there. After that a step costs each constrained sequence one mask and one
+consumed token.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+from pyengine.structured.grammar import parser_limits
+from pyengine.text.tokenizer import Tokenizer
+
+
+class SequenceGrammar:
+    """The grammar of one sequence. ``ready`` before anything else is asked."""
+
+    def __init__(self, matcher: Future[LLMatcher]):
+        self._matcher = matcher
+
+    @property
+    def ready(self) -> bool:
+        return self._matcher.done()
+
+    @property
+    def error(self) -> str:
+        """Why the sequence cannot go on; empty while all is well."""
+        failure = self._matcher.exception()
+        return str(failure) if failure else self._matcher.result().get_error()
+
+    def fill_mask(self, masks: np.ndarray, index: int) -> None:
+        """Write the tokens that may come next into row ``index`` of int32 [n, words]."""
+        fill_next_token_bitmask(self._matcher.result(), masks, index)
+
+    def accept(self, token_id: int) -> bool:
+        """Advance by a drawn token; False when the grammar does not allow it."""
+        return self._matcher.result().consume_token(token_id)
+
+    @property
+    def complete(self) -> bool:
+        """Nothing more can be added to the output."""
+        return self._matcher.result().is_stopped()
+
+
+class GrammarFactory:
+    """Makes matchers for a model's vocabulary. The tokenizer is prepared when the first request needs it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        self._tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    def make(self, grammar: str) -> SequenceGrammar:
+        """A matcher for ``grammar`` (of ``compile_grammar``), under way on a thread."""
+        return SequenceGrammar(self._threads.submit(self._make, grammar))
+
+    def _make(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._vocabulary, grammar, log_level=0, limits=parser_limits())
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, self.vocab_size)), n_vocab=self.vocab_size)
+
+    def masks(self, count: int) -> np.ndarray:
+        """int32 [count, ceil(vocab_size / 32)], to be filled."""
+        return allocate_token_bitmask(count, self.vocab_size)
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants it: the bytes of every id, and how to encode."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        self._tokenizer = tokenizer
+        self.eos_token_id = tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else 0
+        self.bos_token_id = tokenizer.bos_token_id
+        self.special_token_ids = sorted(tokenizer.special_ids)
+        self.tokens = [tokenizer.id_to_bytes(token_id) for token_id in range(vocab_size)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._tokenizer.encode(text, add_special_tokens=False)
