@@ -33,7 +33,6 @@ from pyengine.sched.scheduler import Scheduler, SchedulerLimits
 from pyengine.sched.step import StepInput
 from pyengine.structured.lazy import LazyGrammars
 
-
 GRAMMAR_WAIT_S = 0.001
 
 

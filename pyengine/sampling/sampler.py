@@ -1,6 +1,6 @@
 """The sampler: runs the stages in order, draws, and reads log-probabilities for those who asked.
 
-    raw logits ──▶ penalties ──▶ biases ──▶ masks, grammars ──▶ temperature, filters, draw ──▶ token ──▶ counted for penalties
+    raw logits ──▶ penalties ──▶ biases ──▶ masks, grammars ──▶ filters, draw ──▶ token ──▶ counted for penalties
         └────────────────────── log-probabilities of the token and the likeliest ◀────┘
 
 Log-probabilities are of the raw logits, before any stage, as vLLM's are by default.
