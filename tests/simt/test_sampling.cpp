@@ -248,7 +248,10 @@ void test_large_vocabulary() {
     batch.add(make_row(Shape::kFlat, 49152, 5), {1.3f, top_p, 0, 0, 8});
     batch.add(make_row(Shape::kEqual, 49152, 6), {1.0f, top_p, 0, 50, 9});
     batch.add(make_row(Shape::kUsual, 49152, 6), {1.0f, top_p, 1e-4f, 0, 9});
-    batch.add(make_row(Shape::kFlat, 49152, 7), {1.0f, top_p, 0.2f, 0, 3});
+    std::vector<float> two_levels =
+        make_row(Shape::kFlat, 49152, 7);  // min-p keeps 5000 and drops three quarters of the mass
+    for (size_t i = 0; i < two_levels.size(); ++i) two_levels[i] = two_levels[i] * 0.01f - (i < 5000 ? 0 : 1.2f);
+    batch.add(two_levels, {1.0f, top_p, 0.5f, 0, 3});
   }
   std::vector<float> crowd(49152, 3.0f);
   crowd[77] = 3.5f;
