@@ -37,6 +37,12 @@ class QueueLoad:
     def __add__(self, other: QueueLoad) -> QueueLoad:
         return QueueLoad(self.num_seqs + other.num_seqs, self.num_tokens + other.num_tokens)
 
+    def __sub__(self, other: QueueLoad) -> QueueLoad:
+        return QueueLoad(self.num_seqs - other.num_seqs, self.num_tokens - other.num_tokens)
+
+    def __mul__(self, factor: float) -> QueueLoad:
+        return QueueLoad(self.num_seqs * factor, self.num_tokens * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
@@ -88,10 +94,7 @@ class DrainRate:
             step_s = now_s - self._last_s
             keep = math.exp(-step_s / AVERAGED_S)
             self._elapsed_s = self._elapsed_s * keep + step_s
-            self._left = QueueLoad(
-                self._left.num_seqs * keep + total_left.num_seqs - self._last_total.num_seqs,
-                self._left.num_tokens * keep + total_left.num_tokens - self._last_total.num_tokens,
-            )
+            self._left = self._left * keep + (total_left - self._last_total)
         self._last_s = now_s if queued else None
         self._last_total = total_left
 

@@ -70,7 +70,8 @@ class EngineConfig:
     num_threads: int | None = option(None, "CPU threads of the CPU backend; default: all cores this process may use")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "max_queued_requests", "max_queued_tokens")
+        _check_positive(self, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads")
+        _check_positive(self, "max_queued_requests", "max_queued_tokens")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for spec in dataclasses.fields(self):

@@ -141,9 +141,9 @@ class EngineLoop:
             self._admit(arriving)
         except RequestError as error:
             self._engine.abort([each.request_id for each in arriving if each.request_id not in self._server_of])
-            retry_after_s = error.retry_after_s if isinstance(error, QueueFull) else 0.0
-            first = arriving[0].request_id
-            self._link.send(server, Rejected(first, error.status, error.message, error.param, error.code, retry_after_s))
+            wait_s = error.retry_after_s if isinstance(error, QueueFull) else 0.0
+            refused = Rejected(request.request_id, error.status, error.message, error.param, error.code, wait_s)
+            self._link.send(server, refused)
             return
         self._server_of.update((each.request_id, server) for each in arriving)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from server.service import Service
 
 
+TAKEN_TIMEOUT_S = 5.0  # an engine in a step longer than this has the client wait behind the first bytes of the answer
+
+
 class Answer:
     """Submits a prepared request and collects its generations."""
 
@@ -35,8 +38,18 @@ class Answer:
                 self.generations.append(generation)
         self._metrics = service.metrics.track(prepared.num_prompt_tokens)
         self._closed = False
-        service.num_open += 1
         self._stream = service.client.submit(prepared.to_requests(ids, time.time()))
+        service.num_open += 1
+
+    def wait_until_taken(self) -> None:
+        """Until the engine has queued the request. Raises what it refused it with, QueueFull among others; the answer
+        is over then.
+        """
+        try:
+            self._stream.wait_until_taken(TAKEN_TIMEOUT_S)
+        except Exception:
+            self.close("error")
+            raise
 
     @property
     def finished(self) -> bool:

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Flask
+from flask import Flask, Response
 
 from pyengine.errors import RequestError
 from server import ops
+from server.access import Access
 from server.config import ServerConfig
 from server.openai import chat, completions, errors, models
 from server.service import Service
@@ -24,8 +25,8 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
         service: the text side of the served model; None until the first engine is ready.
     """
     app = Flask("pyengine", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = config.max_body_size
     app.json.sort_keys = False
+    app.url_map.merge_slashes = False  # //v1 is no route, rather than a redirect to one
 
     def ready_service() -> Service:
         if not state.accepts:
@@ -35,5 +36,14 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
     app.register_blueprint(ops.make_blueprint(state, service))
     for resource in (chat, completions, models):
         app.register_blueprint(resource.make_blueprint(ready_service))
-    errors.install(app, config.max_body_size)
+    errors.install(app)
+    Access(config).install(app)
+
+    @app.after_request
+    def end_connections(response: Response) -> Response:
+        """A server that is stopping keeps no connection for later."""
+        if state.draining:
+            response.headers["Connection"] = "close"
+        return response
+
     return app

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -14,6 +15,8 @@ from pyengine import __version__
 from pyengine.config import EngineConfig
 from pyengine.errors import PyengineError
 from server.config import ServerConfig
+
+API_KEY_VARIABLE = "PYENGINE_API_KEY"  # a secret, so it may stay out of the process list
 
 EPILOG = """examples:
   python -m server                                         serve the small default model
@@ -43,7 +46,8 @@ def _add_options(group: argparse._ArgumentGroup, config_class: type) -> None:
     for field in dataclasses.fields(config_class):
         flag = "--" + field.name.replace("_", "-")
         help_text = field.metadata["help"].replace("%", "%%")
-        if field.default is not None and hints[field.name] is not bool:
+        repeatable = typing.get_origin(hints[field.name]) is tuple
+        if field.default is not None and not repeatable and hints[field.name] is not bool:
             help_text += f" (default {field.default})"
         if hints[field.name] is bool:
             default_text = "on" if field.default else "off"
@@ -56,6 +60,7 @@ def _add_options(group: argparse._ArgumentGroup, config_class: type) -> None:
         else:
             group.add_argument(
                 flag,
+                action="append" if repeatable else "store",
                 type=_plain_type(hints[field.name]),
                 default=argparse.SUPPRESS,
                 metavar=field.name.rsplit("_", 1)[-1].upper(),
@@ -65,15 +70,18 @@ def _add_options(group: argparse._ArgumentGroup, config_class: type) -> None:
 
 
 def _plain_type(hint: object) -> type:
-    """``int | None`` -> int."""
+    """``int | None`` -> int, ``tuple[str, ...]`` -> str."""
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
-    return hint
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
 
 
 def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
     """Options as frozen configurations. Raises ConfigError; argparse itself exits with 2 on unknown options."""
     values = vars(build_parser().parse_args(argv))
+    values.update((name, tuple(value)) for name, value in values.items() if isinstance(value, list))
+    if os.environ.get(API_KEY_VARIABLE):
+        values["api_key"] = (*values.get("api_key", ()), os.environ[API_KEY_VARIABLE])
 
     def of(config_class: type):
         return config_class(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyengine.config import option
 from pyengine.errors import ConfigError
@@ -10,7 +10,7 @@ from pyengine.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Where to listen, what to call the model, how to stop."""
+    """Where to listen, who may ask, what to call the model, how to stop. A tuple is an option that may be repeated."""
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     port: int = option(8000, "TCP port; 0 takes a free one and prints it")
@@ -21,7 +21,35 @@ class ServerConfig:
         15.0, "seconds between comment lines on a stream that has nothing to say yet; 0: none"
     )
     max_body_size: int = option(8 << 20, "bytes of a request body at most")
+    max_connections: int = option(
+        2048, "open connections at most; the one that has been idle the longest makes room for a new one"
+    )
+    idle_timeout: float = option(75.0, "seconds that a connection may be idle between two requests")
+    client_timeout: float = option(
+        30.0,
+        "seconds to wait for a client in the middle of something: to finish its headers or body (longer for a large "
+        "one), or to take in what it is sent; then its connection is closed",
+    )
     access_log: bool = option(False, "print a line for every HTTP request")
+    api_key: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata={
+            "help": "key that requests must carry as a bearer token; may be repeated. Other users of this machine see "
+            "it in the process list: the environment variable PYENGINE_API_KEY or a file hides it"
+        },
+    )
+    api_key_file: str | None = option(None, "file with one API key a line; lines that begin with # are skipped")
+    public_metrics: bool = option(False, "serve /metrics without an API key")
+    prefix_cache_per_key: bool = option(
+        True, "keep cached prefixes apart by API key, so that none can learn from timing what another asked"
+    )
+    allowed_host: tuple[str, ...] = option(
+        (), "further name of this server in Host headers, checked when listening on loopback; may be repeated"
+    )
+    allowed_origin: tuple[str, ...] = option(
+        (), "origin whose web pages may use the server, such as https://chat.example.org, or *; may be repeated"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -29,5 +57,9 @@ class ServerConfig:
         for name in ("shutdown_timeout", "keep_alive_interval"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"--{name.replace('_', '-')} must be a number of seconds, got {getattr(self, name)}")
-        if self.max_body_size < 1:
-            raise ConfigError(f"--max-body-size must be at least 1 byte, got {self.max_body_size}")
+        for name in ("idle_timeout", "client_timeout"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"--{name.replace('_', '-')} must be more than 0 seconds, got {getattr(self, name)}")
+        for name in ("max_body_size", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

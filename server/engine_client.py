@@ -7,12 +7,15 @@ request and all tokens received, which is what it would take to continue them on
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import gevent
+import msgspec
 import zmq.green as zmq
 from gevent.event import Event
 
+from pyengine.admission import QueueFull
 from pyengine.errors import RequestError
 from pyengine.protocol import (
     Abort,
@@ -29,6 +32,7 @@ from pyengine.protocol import (
     decode_to_server,
     encode,
 )
+from server.load import Backlog, load_of
 
 
 class EngineDead(Exception):
@@ -52,6 +56,16 @@ class TokenStream:
         self._pending: list[TokenDelta] = []
         self._error: Exception | None = None
         self._wake = Event()
+        self._taken = Event()
+
+    def wait_until_taken(self, timeout_s: float) -> None:
+        """Until the engine has queued the request, or for ``timeout_s``. Raises what ``get`` would when it refused."""
+        self._taken.wait(timeout_s)
+        if self._error is not None and not self._pending:
+            raise self._error
+
+    def taken(self) -> None:
+        self._taken.set()
 
     def get(self, timeout_s: float | None = None) -> list[TokenDelta]:
         """The deltas since the last call, waiting for at least one; [] after ``timeout_s``.
@@ -74,10 +88,12 @@ class TokenStream:
             self.unfinished.discard(key)
         self._pending.append(delta)
         self._wake.set()
+        self._taken.set()
 
     def fail(self, error: Exception) -> None:
         self._error = error
         self._wake.set()
+        self._taken.set()
 
 
 class EngineClient:
@@ -90,6 +106,8 @@ class EngineClient:
         self._on_ready = on_ready
         self._on_progress = on_progress
         self._streams: dict[str, TokenStream] = {}
+        self._backlog: Backlog | None = None  # of the connected engine, once it is ready
+        self._undecided: deque[tuple[int, TokenStream]] = deque()  # (requests sent so far, stream), oldest first
         self._context = zmq.Context()
         self._socket = None
         self._reader = None
@@ -111,11 +129,17 @@ class EngineClient:
         self._reader = gevent.spawn(self._read, self._socket)
 
     def submit(self, requests: list[Request]) -> TokenStream:
-        """Send requests of new ids to the engine; their tokens come out of one stream."""
+        """Send requests of new ids to the engine, which takes all or none; their tokens come out of one stream.
+
+        Raises QueueFull when the engine has already said that there is no room.
+        """
+        load = load_of(requests)
+        self._backlog.check(load)
         stream = TokenStream(requests)
-        for request in requests:
+        self._undecided.append((self._backlog.sent(len(requests), load), stream))
+        for num_more, request in zip(reversed(range(len(requests))), requests, strict=True):
             self._streams[request.request_id] = stream
-            self._socket.send(encode(request))
+            self._socket.send(encode(msgspec.structs.replace(request, num_more=num_more)))
         return stream
 
     def end_sequence(self, stream: TokenStream, request_id: str, index: int) -> None:
@@ -154,6 +178,8 @@ class EngineClient:
         self._context.term()
 
     def _disconnect(self) -> None:
+        self._backlog = None
+        self._undecided.clear()
         if self._reader is not None:
             self._reader.kill()
             self._reader = None
@@ -164,7 +190,7 @@ class EngineClient:
     def _read(self, socket: zmq.Socket) -> None:
         handlers = {
             StepDeltas: self._on_deltas,
-            Ready: self._on_ready,
+            Ready: self._on_engine_ready,
             Progress: self._on_progress,
             Rejected: self._on_rejected,
             Fatal: self._on_fatal,
@@ -172,6 +198,10 @@ class EngineClient:
         while True:
             message = decode_to_server(socket.recv())
             handlers[type(message)](message)
+
+    def _on_engine_ready(self, ready: Ready) -> None:
+        self._backlog = self._backlog or Backlog(ready)
+        self._on_ready(ready)
 
     def _on_deltas(self, message: StepDeltas) -> None:
         for delta in message.deltas:
@@ -183,6 +213,10 @@ class EngineClient:
             stream.put(delta)
             if delta.finish_reason is not None:
                 self._drop_if_done(stream, delta.request_id)
+        if self._backlog is not None:
+            self._backlog.reported(message.stats, message.num_received)
+        while self._undecided and self._undecided[0][0] <= message.num_received:
+            self._undecided.popleft()[1].taken()
         if message.stats is not None:
             self.stats = message.stats
             if self.on_step is not None:
@@ -190,8 +224,12 @@ class EngineClient:
 
     def _on_rejected(self, message: Rejected) -> None:
         stream = self._streams.pop(message.request_id, None)
-        if stream is not None:
-            stream.fail(RequestError(message.text, status=message.status))
+        if stream is None:
+            return
+        if message.status == 429:
+            stream.fail(QueueFull(message.text, message.code, message.retry_after_s))
+        else:
+            stream.fail(RequestError(message.text, param=message.param, status=message.status, code=message.code))
 
     def _on_fatal(self, message: Fatal) -> None:
         self.fatal = message

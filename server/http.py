@@ -1,45 +1,231 @@
-"""The HTTP layer under Flask: gevent's WSGI server with limits, and a watch on the client's socket.
+"""The HTTP layer under Flask: gevent's WSGI server behind limits of our own, and a watch on the client's socket.
 
-A client that leaves is noticed at once, also while its answer is queued or not streamed and nothing is written: the
-handler puts its socket into the WSGI environment, and ``ClientWatch`` waits for it to close.
+Heads and bodies are read by ``http_head`` and ``http_input``, bounded in size and time; ``connections`` bounds how many
+clients there are. A client that does not take in what it is sent is cut off, and only its own greenlet has waited for
+it. A client that leaves is noticed at once, also while its answer is queued or not streamed and nothing is written:
+the handler puts its socket into the WSGI environment, and ``ClientWatch`` waits for it to close.
 """
 
 from __future__ import annotations
 
-import socket
+import json
 import sys
+import time
 from collections.abc import Callable
+from datetime import datetime, timezone
+from http import HTTPStatus
+from urllib.parse import unquote_to_bytes
 
 import gevent
+from gevent import socket
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from gevent.socket import wait_read
 
+from pyengine.errors import RequestError
+from server.config import ServerConfig
+from server.connections import Connections, connection_limit
+from server.http_head import Head, parse_head
+from server.http_input import MIN_BYTES_PER_S, Body, BodyBudget, BodyLimits, Inbox
+from server.openai.errors import body_of, log_bug
+from server.request_id import ENVIRON_KEY, HEADER, request_id
+
 SOCKET_KEY = "pyengine.socket"
 PEEK_INTERVAL_S = 1.0
+SEND_BUFFER_BYTES = 256 << 10  # kept by the kernel for a client that reads slowly
+LINGER_S = 2.0  # for a client to read why its request was refused while it is still sending
+MAX_BODIES_AT_ONCE = 32  # of the largest size, until they are parsed
 
 
 class Handler(WSGIHandler):
-    """One connection."""
+    """One connection: its requests one after another."""
 
-    def get_environ(self) -> dict:
-        environ = super().get_environ()
-        environ[SOCKET_KEY] = self.socket
+    def __init__(self, client: socket.socket, address: tuple, server: HttpServer):
+        self._inbox = Inbox(client, server.client_timeout_s)
+        super().__init__(client, address, server, rfile=self._inbox)
+        self._linger = False
+        self._request_id = ""
+
+    def handle(self) -> None:
+        """Serve until one side is done with the connection."""
+        connections = self.server.connections
+        if not connections.enter(self):
+            self._refuse(RequestError("too many connections; try again", status=503))
+            self.socket.close()
+            return
+        try:
+            while self._serve_one():
+                connections.end(self)
+                if self._inbox.pending:
+                    gevent.sleep(0)  # however many requests a client pipelines, others have their turn
+            if self._linger:
+                connections.end(self)
+                self.socket.shutdown(socket.SHUT_WR)
+                self._inbox.discard(LINGER_S)
+        except OSError:
+            pass
+        finally:
+            connections.leave(self)
+            self.socket.close()
+
+    def cut_off(self) -> None:
+        """Close the connection from outside; its greenlet wakes and leaves."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def _serve_one(self) -> bool:
+        """The next request; whether another may follow."""
+        if not self._inbox.wait_for_request(self.server.idle_timeout_s):
+            return False
+        self.time_start, self.requestline, self._request_id = time.time(), "-", request_id(None)
+        try:
+            head = parse_head(self._inbox.read_head())
+        except RequestError as error:
+            self._linger = True
+            self._refuse(error)
+            return False
+        self.server.connections.begin(self)
+        self._respond(head)
+        if not self.wsgi_input.at_end:
+            self._linger = True
+            return False
+        return not self.close_connection
+
+    def _respond(self, head: Head) -> None:
+        self.command, self.path, self.request_version = head.method, head.target, head.version
+        self.requestline = f"{head.method} {head.target} {head.version}"
+        self._request_id = request_id(head.headers.get("x-request-id"))
+        self.close_connection = not head.keep_alive
+        self.status, self.headers_sent, self.result, self.code = None, False, None, 0
+        self.response_use_chunked, self.response_length = False, 0
+        self.wsgi_input = Body(self._inbox, head, self.socket, self.server.body_limits)
+        self.environ = self._environ(head)
+        self.application = self.server.application
+        try:
+            self.run_application()
+        except OSError:  # the client left, or did not take in what it was sent
+            self.close_connection = True
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self.wsgi_input.release()
+            self._log()
+            self.environ = None
+
+    def _environ(self, head: Head) -> dict:
+        """PEP 3333. A header name with an underscore would be taken for its twin with a hyphen, so it is dropped."""
+        path, _, query = head.target.partition("?")
+        environ = self.server.get_environ()
+        for name, value in head.headers.items():
+            if "_" not in name:
+                environ["HTTP_" + name.replace("-", "_").upper()] = value
+        for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            if "HTTP_" + name in environ:
+                environ[name] = environ.pop("HTTP_" + name)
+        environ.update({
+            "REQUEST_METHOD": head.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+            "QUERY_STRING": query,
+            "SERVER_PROTOCOL": head.version,
+            "REMOTE_ADDR": str(self.client_address[0]),
+            "REMOTE_PORT": str(self.client_address[1]),
+            "wsgi.input": self.wsgi_input,
+            "wsgi.input_terminated": True,
+            SOCKET_KEY: self.socket,
+            ENVIRON_KEY: self._request_id,
+        })  # fmt: skip
         return environ
 
-    def handle_error(self, t: type, v: BaseException, tb: object) -> None:
-        """A client that hung up is no error of ours; anything else is printed and answered with a 500 by the base
-        class.
-        """
-        if isinstance(v, (ConnectionError, BrokenPipeError)):
-            self.close_connection = True
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable:
+        """As PEP 3333, with the request's id, and an end to the connection when the client is still sending."""
+        self.wsgi_input.release()
+        self.wsgi_input.skip()
+        headers = [*headers, (HEADER, self._request_id)]
+        if self.request_version == "HTTP/1.1" and (self.close_connection or not self.wsgi_input.at_end):
+            headers.append(("Connection", "close"))
+        return super().start_response(status, headers, exc_info)
+
+    def _sendall(self, data: bytes | bytearray) -> None:
+        """Send, waiting for the client no longer than the timeout and a second for each MIN_BYTES_PER_S."""
+        num_sent = self.socket.send(data)
+        if num_sent < len(data):
+            self._send_rest(memoryview(data)[num_sent:])
+        self.response_length += len(data)
+
+    def _send_rest(self, rest: memoryview) -> None:
+        timeout_s = self.server.client_timeout_s
+        deadline_s = time.monotonic() + timeout_s + len(rest) / MIN_BYTES_PER_S
+        while rest:
+            rest = rest[self.socket.send(rest) :]
+            if rest and time.monotonic() > deadline_s:
+                raise TimeoutError("the client reads too slowly")
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what never became a request for the application."""
+        body, status = body_of(error)
+        payload = json.dumps(body).encode()
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(payload)}",
+            f"{HEADER}: {self._request_id or request_id(None)}",
+            "Connection: close",
+        ]
+        self.status, self.response_length = str(status).encode(), len(payload)
+        try:
+            self.socket.sendall("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + payload)
+        except OSError:
+            pass
+        self._log()
+
+    def _fail(self, error: Exception) -> None:
+        """A bug of ours that not even Flask has caught: the log gets it all, the client a plain 500."""
+        log_bug(error, self._request_id)
+        self.close_connection = True
+        if self.headers_sent:
             return
-        super().handle_error(t, v, tb)
+        payload = json.dumps(body_of(error)[0]).encode()
+        try:
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(payload)))]
+            self.start_response("500 Internal Server Error", headers)
+            self.write(payload)
+        except OSError:
+            pass
+
+    def _log(self) -> None:
+        """One line of the access log; what it shows of the request line has been checked to be printable."""
+        if not self.server.access_log:
+            return
+        status = (self.status or b"-").split()[0].decode("ascii")
+        stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        seconds = time.time() - self.time_start if self.time_start else 0.0
+        print(
+            f'{stamp} {self.client_address[0]} {self._request_id or "-"} "{self.requestline or "-"}" {status} '
+            f"{self.response_length} {seconds:.3f}",
+            file=sys.stderr,
+        )
 
 
-def make_server(listener: socket.socket, app: Callable, access_log: bool) -> WSGIServer:
-    return WSGIServer(
-        listener, app, handler_class=Handler, log=sys.stderr if access_log else None, error_log=sys.stderr
-    )
+class HttpServer(WSGIServer):
+    """gevent's server with what all its connections share."""
+
+    def __init__(self, listener: socket.socket, app: Callable, config: ServerConfig):
+        super().__init__(listener, app, handler_class=Handler, log=None, error_log=sys.stderr)
+        self.access_log = config.access_log
+        self.client_timeout_s = config.client_timeout
+        self.idle_timeout_s = config.idle_timeout
+        self.connections = Connections(connection_limit(config.max_connections), Handler.cut_off)
+        budget = BodyBudget(MAX_BODIES_AT_ONCE * config.max_body_size)
+        self.body_limits = BodyLimits(config.max_body_size, config.client_timeout, budget)
+
+
+def make_server(listener: socket.socket, app: Callable, config: ServerConfig) -> HttpServer:
+    """A server for a listening socket, whose options its connections inherit."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an event is sent when it is there
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    return HttpServer(listener, app, config)
 
 
 class ClientWatch:

@@ -51,6 +51,7 @@ class Launcher:
         """Serve; returns the exit code: 0 after SIGTERM or Ctrl-C."""
         process = self._process
         try:
+            app = create_app(self._state, lambda: self._service, self._config)
             listener = bind(self._config.host, self._config.port)
         except ConfigError:
             process.remove_folder()
@@ -58,8 +59,7 @@ class Launcher:
         gevent.signal_handler(signal.SIGTERM, self._on_signal)
         gevent.signal_handler(signal.SIGINT, self._on_signal)
         self._port = listener.getsockname()[1]
-        app = create_app(self._state, lambda: self._service, self._config)
-        http = make_server(listener, app, self._config.access_log)
+        http = make_server(listener, app, self._config)
         try:
             http.start()
             supervisor = gevent.spawn(self._supervise, process)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pyengine.admission import REASON_REQUESTS, REASON_TOKENS
 from pyengine.protocol import Stats, TokenDelta
 
 TTFT_BUCKETS_S = (
@@ -133,6 +134,14 @@ class Metrics:
             ["model_name", "finished_reason"],
             registry=self.registry,
         )
+        self._rejections = Counter(
+            "vllm:admission_rejections",
+            "requests refused because too much was queued",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        for reason in (REASON_REQUESTS, REASON_TOKENS):
+            self._rejections.labels(**self._labels, reason=reason)  # a counter that is there before it counts
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "arrival to first token", TTFT_BUCKETS_S)
         self._itl = self._histogram(
             "vllm:inter_token_latency_seconds", "between two tokens of a sequence", TOKEN_BUCKETS_S
@@ -153,6 +162,9 @@ class Metrics:
 
     def engine_ended(self) -> None:
         self._engine.engine_ended()
+
+    def count_rejection(self, reason: str) -> None:
+        self._rejections.labels(**self._labels, reason=reason).inc()
 
     def track(self, num_prompt_tokens: int) -> RequestMetrics:
         return RequestMetrics(self, num_prompt_tokens)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import gevent
 
+from pyengine.admission import QueueFull
 from pyengine.config import EngineConfig
 from pyengine.models.resolve import resolve_model
 from pyengine.protocol import Ready
 from pyengine.text.chat_template import ChatTemplate
 from pyengine.text.processor import ModelText, TextProcessor, load_model_text
 from pyengine.text.validation import Limits, PreparedRequest
+from server.access import notes as access_notes
 from server.answer import Answer
 from server.config import ServerConfig
 from server.engine_client import EngineClient
@@ -55,7 +57,14 @@ class Service:
         return gevent.get_hub().threadpool.apply(parse, (body,))
 
     def answer(self, prepared: PreparedRequest) -> Answer:
-        return Answer(self, prepared)
+        """The answer to a request that the engine has taken. Raises QueueFull when there is no room for it."""
+        try:
+            answer = Answer(self, prepared)
+            answer.wait_until_taken()
+        except QueueFull as error:
+            self.metrics.count_rejection(error.code)
+            raise
+        return answer
 
 
 def make_service(
@@ -72,7 +81,13 @@ def make_service(
     limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
     processor = TextProcessor(text, limits, [model_name])
     return Service(
-        model_name, port, processor, client, Metrics(model_name, ready.max_model_len), config, tuple(text.warnings)
+        model_name,
+        port,
+        processor,
+        client,
+        Metrics(model_name, ready.max_model_len),
+        config,
+        (*text.warnings, *access_notes(config)),
     )
 
 

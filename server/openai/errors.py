@@ -5,19 +5,25 @@ it was.
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 
-from flask import Flask, Response
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
+from pyengine.admission import QueueFull
 from pyengine.errors import RequestError
 from server.engine_client import EngineDead, SequenceFailed
+from server.request_id import ENVIRON_KEY
 from server.state import ServerStopping
 
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
     413: "RequestTooLargeError",
     415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
@@ -41,15 +47,24 @@ def body_of(error: BaseException) -> tuple[dict, int]:
     return error_body("internal error; the server's log has the details", 500), 500
 
 
+def log_bug(error: BaseException, request_id: str) -> None:
+    """What clients are not told: the traceback of an exception that is nobody's fault but ours."""
+    if not isinstance(error, (RequestError, EngineDead, ServerStopping, SequenceFailed)):
+        print(f"pyengine: request {request_id} failed", file=sys.stderr)
+        traceback.print_exception(error)
+
+
 def error_response(error: BaseException) -> Response:
     body, status = body_of(error)
     response = Response(json.dumps(body), status, mimetype="application/json")
+    if status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="pyengine"'
     if status in (429, 503):
-        response.headers["Retry-After"] = "1"
+        response.headers["Retry-After"] = f"{error.retry_after_s:.0f}" if isinstance(error, QueueFull) else "1"
     return response
 
 
-def install(app: Flask, max_body_size: int) -> None:
+def install(app: Flask) -> None:
     """Register the handlers; nothing reaches a client as HTML."""
     routes = {rule.rule for rule in app.url_map.iter_rules()}
 
@@ -67,8 +82,6 @@ def install(app: Flask, max_body_size: int) -> None:
             text = f"no such route; this server has {', '.join(sorted(routes))}"
         elif isinstance(error, MethodNotAllowed):
             text = f"this route takes {', '.join(sorted(set(error.valid_methods or ()) - {'HEAD', 'OPTIONS'}))}"
-        elif isinstance(error, RequestEntityTooLarge):
-            text = f"the request body is larger than {max_body_size} bytes (--max-body-size)"
         response = Response(json.dumps(error_body(text, error.code or 500)), error.code, mimetype="application/json")
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(error.valid_methods)
@@ -76,5 +89,5 @@ def install(app: Flask, max_body_size: int) -> None:
 
     @app.errorhandler(Exception)
     def on_bug(error: Exception) -> Response:
-        app.logger.exception("a request failed")
+        log_bug(error, request.environ.get(ENVIRON_KEY, "-"))
         return error_response(error)

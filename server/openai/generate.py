@@ -13,11 +13,13 @@ from flask import Response, request
 
 from pyengine.errors import RequestError
 from pyengine.text.validation import PreparedRequest
+from server.access import salted
 from server.answer import Answer
 from server.http import SOCKET_KEY, ClientWatch
-from server.openai.errors import body_of
+from server.openai.errors import body_of, log_bug
 from server.openai.responses import ChatShapes, CompletionShapes
 from server.openai.sse import DONE, KEEP_ALIVE, event
+from server.request_id import ENVIRON_KEY
 from server.service import Service
 
 Shapes = ChatShapes | CompletionShapes
@@ -29,12 +31,13 @@ def generate(
     """The body of both POST routes."""
     if request.mimetype not in ("application/json", ""):
         raise RequestError(f"Content-Type must be application/json, got {request.mimetype[:100]!r}", status=415)
-    prepared = service.prepare(parse, request.get_data())
+    prepared = salted(service.prepare(parse, request.get_data(cache=False)))
     answer = service.answer(prepared)
     shapes = make_shapes(service.model_name)
     watch = ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone)
     if prepared.stream:
-        events = _stream(answer, shapes, watch, service.config.keep_alive_interval or None)
+        request_id = request.environ.get(ENVIRON_KEY, "-")
+        events = _stream(answer, shapes, watch, service.config.keep_alive_interval or None, request_id)
         return Response(
             events, mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
@@ -52,7 +55,9 @@ def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
     return Response(body, mimetype="application/json")
 
 
-def _stream(answer: Answer, shapes: Shapes, watch: ClientWatch, keep_alive_s: float | None) -> Iterator[bytes]:
+def _stream(
+    answer: Answer, shapes: Shapes, watch: ClientWatch, keep_alive_s: float | None, request_id: str
+) -> Iterator[bytes]:
     """Events of one answer. The WSGI server closes this generator when the client goes, which ends in ``finally``."""
     try:
         watch.start()
@@ -69,6 +74,7 @@ def _stream(answer: Answer, shapes: Shapes, watch: ClientWatch, keep_alive_s: fl
     except ConnectionError:
         return  # nobody is left to tell
     except Exception as error:
+        log_bug(error, request_id)
         yield event(body_of(error)[0])
         yield DONE
     finally:
