@@ -15,6 +15,7 @@ std::string dtype_text(int32_t dtype) {
   if (dtype == aoti_torch_dtype_int32()) return "int32";
   if (dtype == aoti_torch_dtype_int64()) return "int64";
   if (dtype == aoti_torch_dtype_uint8()) return "uint8";
+  if (dtype == aoti_torch_dtype_uint16()) return "uint16";
   if (dtype == aoti_torch_dtype_bool()) return "bool";
   return "torch dtype number " + std::to_string(dtype);
 }

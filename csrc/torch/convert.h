@@ -68,6 +68,7 @@ class Arg {
   const Arg& f32() const { return dtype(aoti_torch_dtype_float32()); }
   const Arg& i32() const { return dtype(aoti_torch_dtype_int32()); }
   const Arg& i64() const { return dtype(aoti_torch_dtype_int64()); }
+  const Arg& u16() const { return dtype(aoti_torch_dtype_uint16()); }
   const Arg& rows() const;        // the last dimension is contiguous
   const Arg& contiguous() const;  // all dimensions are
   const Arg& aligned(size_t bytes) const;

@@ -2,7 +2,6 @@
 // torch.ops.pyengine: per op, tensors are checked and turned into the params struct once, then run on the device they
 // are on. CPU and CUDA register the same functions; a build without CUDA kernels registers them too, to say so instead
 // of crashing.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -15,36 +14,11 @@
 #include "pe/parallel.h"
 #include "pe/sampling.h"
 #include "pe/step_inputs.h"
-#include "torch/convert.h"
+#include "torch/dispatch.h"
 #include "torch/recorder.h"
 
 namespace pe::torch_ops {
 namespace {
-
-// PE_ON_CUDA(call, statement): the statement with the tensors' device current, or the news that there are no CUDA
-// kernels.
-#ifdef PE_CUDA
-#define PE_ON_CUDA(call, ...)                                                   \
-  do {                                                                          \
-    const torch::stable::accelerator::DeviceGuard guard((call).device_index()); \
-    const Stream stream = current_stream(call);                                 \
-    __VA_ARGS__;                                                                \
-  } while (0)
-#else
-#define PE_ON_CUDA(call, ...) \
-  (call).fail(                \
-      "pyengine was built without CUDA kernels; with nvcc in PATH, run: pip install --force-reinstall --no-deps .")
-#endif
-
-// The common case: cpu::NAME(params) or cuda::NAME(params, stream).
-#define PE_RUN(call, NAME, params)                  \
-  do {                                              \
-    if ((call).on_cuda()) {                         \
-      PE_ON_CUDA(call, cuda::NAME(params, stream)); \
-    } else {                                        \
-      cpu::NAME(params);                            \
-    }                                               \
-  } while (0)
 
 // ---- dense layers
 // ------------------------------------------------------------------------------------------------------

@@ -54,6 +54,23 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
       "Tensor positions, Tensor? param_rows, Tensor(b!)? workspace) -> ()");
   m.def("sample_workspace_bytes(int num_rows, int vocab_size) -> int");
 
+  // The stages before the draw. logits [num_rows, vocab_size] f32; history [num_states, vocab_size] uint16; state_rows,
+  // mask_rows, token_ids [num_rows] int32; repetition, frequency, presence [num_states] f32; entries [num_entries, 2]
+  // int32: row, token, values [num_entries] f32; masks [num_masks, num_words] int32
+  m.def(
+      "apply_penalties(Tensor(a!) logits, Tensor state_rows, Tensor history, Tensor repetition, Tensor frequency, "
+      "Tensor presence) -> ()");
+  m.def("count_tokens(Tensor(a!) history, Tensor state_rows, Tensor token_ids) -> ()");
+  m.def("reset_history(Tensor(a!) history, int row, Tensor token_ids, int num_prompt) -> ()");
+  m.def("apply_bias(Tensor(a!) logits, Tensor entries, Tensor values) -> ()");
+  m.def("apply_mask(Tensor(a!) logits, Tensor mask_rows, Tensor masks) -> ()");
+  // logits [num_rows, vocab_size] f32; target_ids, target_ranks int32 and target_logprobs f32 [num_rows]; top_ids int32
+  // and top_logprobs f32 [num_rows, k]
+  m.def(
+      "logprobs(Tensor(a!) target_logprobs, Tensor(b!) target_ranks, Tensor(c!) top_ids, Tensor(d!) top_logprobs, "
+      "Tensor logits, Tensor target_ids, Tensor(e!)? workspace) -> ()");
+  m.def("logprobs_workspace_bytes(int num_rows, int vocab_size, int k) -> int");
+
   // device rows: last_tokens [num_rows], block_tables [num_rows, max_blocks]; the step's arrays [num_seqs]; all int32.
   // query_start [num_seqs + 1], seq_lens and last_indices [num_seqs], input_ids and positions [num_tokens] int32,
   // slot_mapping [num_tokens] int64

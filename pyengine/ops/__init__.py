@@ -28,22 +28,28 @@ __all__ = [
     "PackedWeight",
     "Program",
     "StepTensors",
+    "apply_bias",
+    "apply_mask",
+    "apply_penalties",
     "attention_buffer_bytes",
     "attention_plan",
     "check_device",
     "copy_blocks",
+    "count_tokens",
     "embedding",
     "empty_packed_weight",
     "gather_rows",
     "has_cuda_kernels",
     "isa",
     "linear",
+    "logprobs",
     "make_attention_buffers",
     "num_threads",
     "pack_rows",
     "pack_weight",
     "paged_attention",
     "record",
+    "reset_history",
     "rms_norm",
     "rope_write_kv",
     "sample",
@@ -57,6 +63,16 @@ __all__ = [
 ]
 
 BUILD_INFO = library.load()
+
+from pyengine.ops.logits import (  # noqa: E402 - looks its ops up, which only now exist
+    apply_bias,
+    apply_mask,
+    apply_penalties,
+    count_tokens,
+    logprobs,
+    reset_history,
+)
+
 _C = torch.ops.pyengine
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # pe::DType
 

@@ -13,6 +13,14 @@ import math
 import torch
 from torch import Tensor
 
+from pyengine.ops.reference_logits import (  # noqa: F401
+    apply_bias,
+    apply_mask,
+    apply_penalties,
+    count_tokens,
+    logprobs,
+    reset_history,
+)
 from pyengine.ops.types import AttentionMetadata, PackedWeight, StepTensors
 
 

@@ -27,8 +27,8 @@ struct PenaltyParams {
   const float* presence = nullptr;    // [*]; 0: off
 };
 
-// history of the rows that sampled: history[state_rows[b]][token_ids[b]] counts one more, saturating, where neither is
-// negative.
+// history of the rows that sampled: history[state_rows[b]][token_ids[b]] counts one more, saturating, where the row is
+// not negative and the token is in [0, vocab_size).
 struct CountTokensParams {
   uint16_t* history = nullptr;
   int64_t history_stride = 0, vocab_size = 0;
@@ -43,12 +43,12 @@ struct ResetHistoryParams {
   uint16_t* history = nullptr;
   int64_t history_stride = 0, vocab_size = 0;
   int32_t row = 0;
-  const int32_t* token_ids = nullptr;  // [num_tokens], each in [0, vocab_size); others are ignored
+  const int32_t* token_ids = nullptr;  // [num_tokens]; ids outside [0, vocab_size) are ignored
   int64_t num_tokens = 0, num_prompt = 0;
 };
 
-// Sparse additions: logits[row][token] += value for each entry; a negative row is padding. -inf bans a token. Entries
-// of one (row, token) do not repeat.
+// Sparse additions: logits[row][token] += value for each entry; an entry outside the logits (a negative row is padding)
+// is ignored. -inf bans a token. Entries of one (row, token) do not repeat.
 struct BiasParams {
   float* logits = nullptr;
   int64_t num_rows = 0, vocab_size = 0, logits_stride = 0;
@@ -63,13 +63,16 @@ struct MaskParams {
   float* logits = nullptr;
   int64_t num_rows = 0, vocab_size = 0, logits_stride = 0;
   const int32_t* mask_rows = nullptr;  // [num_rows]; -1: everything is allowed
-  const int32_t* masks = nullptr;      // [*, mask_stride] words; tokens past the last word are forbidden
-  int64_t mask_stride = 0;
+  const int32_t* masks = nullptr;      // [*, num_words]; tokens past the last word are forbidden
+  int64_t num_words = 0, mask_stride = 0;
 };
+
+constexpr int32_t kMaxLogprobs = 64;
 
 // log softmax of row b at the target token and at its k largest logits (descending, lowest id first among equals), and
 // the target's rank (1 + number of strictly larger logits). The log-sum-exp runs in fp32 in an order that depends on
-// vocab_size alone.
+// vocab_size alone. A row with a NaN, +inf or nothing but -inf has NaN for log-probabilities, and ids and ranks that
+// mean nothing. Places past the vocabulary's end get the id -1 and -inf.
 struct LogprobsParams {
   float* target_logprobs = nullptr;  // [num_rows] out
   int32_t* target_ranks = nullptr;   // [num_rows] out
@@ -77,8 +80,8 @@ struct LogprobsParams {
   float* top_logprobs = nullptr;     // [num_rows, k] out
   const float* logits = nullptr;     // [num_rows, vocab_size]
   int64_t num_rows = 0, vocab_size = 0, logits_stride = 0;
-  const int32_t* target_ids = nullptr;  // [num_rows]; -1: the row is padding, nothing is written
-  int32_t k = 0;                        // 0 .. 64
+  const int32_t* target_ids = nullptr;  // [num_rows]; outside [0, vocab_size), as -1: padding, nothing is written
+  int32_t k = 0;                        // 0 .. kMaxLogprobs
 };
 
 namespace cpu {
