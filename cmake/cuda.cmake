@@ -20,17 +20,16 @@ if(NOT CMAKE_CUDA_COMPILER)
 endif()
 execute_process(COMMAND readlink -f ${CMAKE_CUDA_COMPILER} OUTPUT_VARIABLE PE_NVCC OUTPUT_STRIP_TRAILING_WHITESPACE)
 get_filename_component(PE_TOOLKIT ${PE_NVCC}/../.. ABSOLUTE)
-file(GLOB PE_CUDART_STATIC ${PE_TOOLKIT}/lib*/libcudart_static.a ${PE_TOOLKIT}/targets/*/lib/libcudart_static.a)
-if(PE_CUDART_STATIC)
-  list(GET PE_CUDART_STATIC 0 PE_CUDART_STATIC)
-  get_filename_component(PE_CUDART_STATIC ${PE_CUDART_STATIC} REALPATH)
-  get_filename_component(PE_CUDA_LIBRARIES ${PE_CUDART_STATIC} DIRECTORY)
+file(GLOB PE_CUDART_FOUND ${PE_TOOLKIT}/lib*/libcudart_static.a ${PE_TOOLKIT}/targets/*/lib/libcudart_static.a)
+if(PE_CUDART_FOUND)
+  list(GET PE_CUDART_FOUND 0 PE_CUDART_FOUND)
+  get_filename_component(PE_CUDA_LIBRARIES ${PE_CUDART_FOUND} DIRECTORY)
   set(CMAKE_CUDA_FLAGS "-L${PE_CUDA_LIBRARIES}" CACHE STRING "flags of nvcc")  # CMake links a test program to know the compiler
 endif()
 enable_language(CUDA)
-if(NOT PE_CUDART_STATIC)  # nvcc is a script that stands elsewhere than its toolkit: ask where it looks
-  find_library(PE_CUDART_STATIC cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
-endif()
+# Where nvcc is a script that stands elsewhere than its toolkit, it has told CMake by now where it looks.
+find_library(PE_CUDART_STATIC cudart_static HINTS ${PE_CUDA_LIBRARIES} ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
+mark_as_advanced(PE_CUDART_STATIC)
 
 # The static runtime: _C then needs no libcudart of a certain name beside it, and cannot pick up another copy than the one it was
 # compiled with. It shares with torch's runtime what matters (primary context, streams, events, graphs), for those belong
