@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyengine.protocol import TokenLogprob
 from pyengine.text.generation import Generation
+from pyengine.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Log-probability of a token at one place; rank 1 is the likeliest. ``decoded_token``: its text alone."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,8 @@ class CompletionOutput:
         finish_reason: "stop", "length", "abort" or "error"; None while it runs.
         stop_reason: the stop string or stop token id that ended it; None otherwise.
         error: text when finish_reason is "error".
+        logprobs: for each of token_ids the drawn token and the likeliest, by id; None when they were not asked for.
+        cumulative_logprob: sum over the drawn tokens.
     """
 
     index: int
@@ -27,6 +40,8 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    cumulative_logprob: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -41,7 +56,28 @@ class CompletionOutput:
             finish_reason=generation.finish_reason,
             stop_reason=generation.stop_reason,
             error=generation.error,
+            **_logprobs_of(generation),
         )
+
+
+def _logprobs_of(generation: Generation) -> dict:
+    if generation.params.logprobs is None:
+        return {}
+    pairs = list(zip(generation.token_ids, generation.logprobs, strict=True))
+    return {
+        "logprobs": [_by_id(token_id, each, generation.tokenizer) for token_id, each in pairs],
+        "cumulative_logprob": sum(each.logprob for _, each in pairs),
+    }
+
+
+def _by_id(token_id: int, each: TokenLogprob, tokenizer: Tokenizer) -> dict[int, Logprob]:
+    """The drawn token first, then the likeliest in order."""
+    tops = enumerate(zip(each.top_ids, each.top_logprobs, strict=True), 1)
+    entries = {token_id: (each.logprob, each.rank), **{top: (value, rank) for rank, (top, value) in tops}}
+    return {
+        i: Logprob(logprob, rank, tokenizer.id_to_bytes(i).decode("utf-8", "replace"))
+        for i, (logprob, rank) in entries.items()
+    }
 
 
 @dataclass(frozen=True)

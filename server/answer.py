@@ -33,7 +33,7 @@ class Answer:
         self.generations: list[Generation] = []
         self._choice: dict[tuple[str, int], int] = {}
         for request_id, prompt in zip(ids, prepared.prompts, strict=True):
-            for generation in service.text.generations(prompt):
+            for generation in service.text.generations(prompt, prepared.form):
                 self._choice[request_id, generation.index] = len(self.generations)
                 self.generations.append(generation)
         self._metrics = service.metrics.track(prepared.num_prompt_tokens)

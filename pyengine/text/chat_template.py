@@ -8,6 +8,7 @@ template makes of a small conversation and says what would quietly ruin answers.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,13 +52,27 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt text; raises RequestError when messages are wrong or the template refuses them.
 
-        ``variables`` are the client's; a mapping, so that none of its names can reach our own arguments.
+        ``variables`` are the client's; a mapping, so that none of its names can reach our own arguments. With
+        ``continue_final_message`` the prompt ends where the content of the last message ends.
         """
-        variables = variables or {}
-        prepared = [self._prepare(message) for message in check_messages(messages)]
+        checked = check_messages(messages)
+        if not continue_final_message:
+            return self._render_checked(checked, add_generation_prompt, tools, variables or {})
+        mark = secrets.token_hex(16)  # put behind the content, it shows where the template has it end
+        text = self._render_checked([*checked[:-1], _marked(checked[-1], mark)], False, tools, variables or {})
+        before, found, _ = text.rpartition(mark)
+        if not found:
+            raise RequestError("the chat template drops the final message's content", param="continue_final_message")
+        return before
+
+    def _render_checked(
+        self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: Mapping[str, Any]
+    ) -> str:
+        prepared = [self._prepare(message) for message in messages]
         reserved = next((name for name in variables if name in RESERVED or name in self._variables), None)
         if reserved is not None:
             raise RequestError(f"chat_template_kwargs cannot set {reserved}", param=f"chat_template_kwargs.{reserved}")
@@ -100,6 +115,17 @@ class ChatTemplate:
         except Exception:
             return False
         return _MARK in text and "'type'" not in text and '"type"' not in text
+
+
+def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
+    """The message with ``mark`` behind its text."""
+    content = message["content"]
+    if isinstance(content, list) and content:
+        last = {**content[-1], "text": content[-1]["text"] + mark}
+        return {**message, "content": [*content[:-1], last]}
+    if not content:
+        raise RequestError("the final message has no content to continue", param="continue_final_message")
+    return {**message, "content": content + mark}
 
 
 def _refused(reason: str) -> RequestError:

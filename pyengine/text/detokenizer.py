@@ -17,12 +17,18 @@ class Detokenizer:
     """The text of one growing sequence.
 
     ``prompt_token_ids`` tells only whether text comes before: a tokenizer whose decoding drops the very first space
-    keeps the space of a continuation.
+    keeps the space of a continuation. ``shown_ids`` are never skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
+    ):
         self._bytes_of = tokenizer.id_to_bytes
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._pending = b""  # the begin of an unfinished character
         self._strip_space = tokenizer.strip_leading_space and not self._has_text(prompt_token_ids)
 

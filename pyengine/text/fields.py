@@ -37,6 +37,14 @@ class _Common(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    truncate_prompt_tokens: int | None = None
     add_special_tokens: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -49,6 +57,10 @@ class ChatRequest(_Common, kw_only=True):
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
 
 
@@ -56,6 +68,8 @@ class CompletionRequest(_Common, kw_only=True):
     """The body of /v1/completions; prompt is a string, strings, token ids, or lists of token ids."""
 
     prompt: str | list[Any]
+    logprobs: int | None = None
+    echo: bool = False
 
 
 IGNORED = frozenset(
@@ -65,33 +79,22 @@ IGNORED = frozenset(
 
 # Field to the values that ask for nothing.
 _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "prompt_logprobs": (),
-    "allowed_token_ids": (),
     "bad_words": ([],),
     "best_of": (1,),
     "use_beam_search": (False,),
     "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
+    "truncation_side": ("left",),
     "structured_outputs": (),
     "response_format": ({"type": "text"},),
-    "echo": (False,),
 }
 _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
+    "echo": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "reasoning_effort": (),
     "thinking_token_budget": (),
     "include_reasoning": (True,),
@@ -104,7 +107,7 @@ _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "documents": ([],),
     "chat_template": (),
 }
-_NOT_YET_COMPLETION: dict[str, tuple[Any, ...]] = {"logprobs": (), "suffix": ("",), "prompt_embeds": ()}
+_NOT_YET_COMPLETION: dict[str, tuple[Any, ...]] = {"suffix": ("",), "prompt_embeds": ()}
 
 NOT_YET: dict[type[_Common], dict[str, tuple[Any, ...]]] = {
     ChatRequest: {**_NOT_YET_COMMON, **_NOT_YET_CHAT},

@@ -4,6 +4,8 @@ The engine speaks ids and knows lengths, end-of-sequence and stop tokens. This i
 strings end a sequence (the caller then aborts the request in the engine), and where the reason that a client sees is
 decided. Text that may still turn out to be the beginning of a stop string is held back; all other text leaves at once.
 
+Log-probabilities leave with the text that their token begins; a stop string that cuts text cuts them too.
+
 The result depends on the tokens alone, not on how they were grouped into deltas.
 """
 
@@ -14,11 +16,19 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pyengine.protocol import FinishReason, TokenDelta
+from pyengine.protocol import FinishReason, TokenDelta, TokenLogprob
 from pyengine.sampling_params import SamplingParams
 from pyengine.text.detokenizer import Detokenizer
 from pyengine.text.stop_strings import StopAutomaton
 from pyengine.text.tokenizer import Tokenizer
+
+
+class ScoredToken(msgspec.Struct, frozen=True):
+    """A token with its log-probabilities; ``offset``: characters of the answer's text before it."""
+
+    token_id: int
+    offset: int
+    logprob: TokenLogprob
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -31,6 +41,7 @@ class TextDelta(msgspec.Struct, frozen=True):
         stop_reason: the stop string or the id of the stop token; None for end of sequence.
         abort: a stop string ended the sequence here while the engine still runs it; the caller must abort it there.
         error: text when finish_reason is "error".
+        scored: tokens with log-probabilities, when they were asked for.
     """
 
     text: str
@@ -39,17 +50,29 @@ class TextDelta(msgspec.Struct, frozen=True):
     stop_reason: str | int | None = None
     abort: bool = False
     error: str | None = None
+    scored: Sequence[ScoredToken] = ()
 
 
 @dataclass
 class Generation:
-    """The growing answer of one sequence. ``token_ids`` and ``text`` hold all of it so far."""
+    """The growing answer of one sequence. ``token_ids`` and ``text`` hold all of it so far.
+
+    Attributes:
+        score_all: log-probabilities for every id, not only for those that became text.
+        shown_ids: special tokens that are text whatever skip_special_tokens says: marks that a parser looks for.
+        logprobs: one for each of ``token_ids`` when they were asked for.
+        scored: those of them that have left.
+    """
 
     tokenizer: Tokenizer
     params: SamplingParams
     prompt_token_ids: Sequence[int] = ()
     index: int = 0
+    score_all: bool = False
+    shown_ids: frozenset[int] = frozenset()
     token_ids: list[int] = field(default_factory=list, init=False)
+    logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
+    scored: list[ScoredToken] = field(default_factory=list, init=False)
     finish_reason: str | None = field(default=None, init=False)
     stop_reason: str | int | None = field(default=None, init=False)
     error: str | None = field(default=None, init=False)
@@ -57,10 +80,13 @@ class Generation:
 
     def __post_init__(self) -> None:
         skip = self.params.skip_special_tokens
-        self._detokenizer = Detokenizer(self.tokenizer, self.prompt_token_ids, skip)
+        self._detokenizer = Detokenizer(self.tokenizer, self.prompt_token_ids, skip, self.shown_ids)
         self._stops = StopAutomaton(self.params.stop) if self.params.stop else None
         self._held = ""
         self._pieces: list[str] = []
+        self._num_chars_decoded = 0  # counted only for log-probabilities, as the next two are
+        self._num_chars_left = 0
+        self._offsets: list[int] = []  # of each of token_ids: characters decoded before it
 
     @property
     def text(self) -> str:
@@ -89,15 +115,21 @@ class Generation:
         text, num_taken, stop = self._take(visible)
         if stop is not None:
             taken = visible[:num_taken]
-            self.token_ids.extend(taken)
+            self._keep(delta, num_taken)
             self.finish_reason, self.stop_reason = FinishReason.STOP.value, stop
             return self._emit(text, taken, abort=delta.finish_reason is None)
-        self.token_ids.extend(delta.token_ids)
+        self._keep(delta, len(delta.token_ids))
         if delta.finish_reason is None:
             return self._emit(text, delta.token_ids)
-        return self._finish(delta, text)
+        return self._finish(delta, text, num_hidden=len(delta.token_ids) - len(visible))
 
-    def _finish(self, delta: TokenDelta, text: str) -> TextDelta:
+    def _keep(self, delta: TokenDelta, num_taken: int) -> None:
+        self.token_ids.extend(delta.token_ids[:num_taken])
+        if self.params.logprobs is not None:
+            self.logprobs.extend((delta.logprobs or ())[:num_taken])
+            self._offsets.extend([self._num_chars_decoded] * (len(self.logprobs) - len(self._offsets)))
+
+    def _finish(self, delta: TokenDelta, text: str, num_hidden: int) -> TextDelta:
         """End with the engine's reason, after whatever text was still held back."""
         tail, stop = self._search(self._detokenizer.finish(), len(self.token_ids))
         self.finish_reason, self.error = delta.finish_reason.value, delta.error
@@ -106,20 +138,42 @@ class Generation:
         elif delta.stop_token_id in self.params.stop_token_ids:
             self.stop_reason = delta.stop_token_id
         held, self._held = self._held, ""
-        return self._emit(text + tail + held, delta.token_ids)
+        num_scored = None if stop is not None else len(self.logprobs) - num_hidden
+        return self._emit(text + tail + held, delta.token_ids, num_scored=num_scored)
 
-    def _emit(self, text: str, token_ids: Sequence[int], abort: bool = False) -> TextDelta:
+    def _emit(
+        self, text: str, token_ids: Sequence[int], abort: bool = False, num_scored: int | None = None
+    ) -> TextDelta:
         if text:
             self._pieces.append(text)
-        return TextDelta(text, token_ids, self.finish_reason, self.stop_reason, abort, self.error)
+        scored = self._score(text, num_scored) if self.params.logprobs is not None else ()
+        return TextDelta(text, token_ids, self.finish_reason, self.stop_reason, abort, self.error, scored)
+
+    def _score(self, text: str, num_scored: int | None) -> list[ScoredToken]:
+        """Log-probabilities that leave now: up to ``num_scored`` tokens, or those that begin within the text so far."""
+        self._num_chars_left += len(text)
+        start = end = len(self.scored)
+        if self.score_all:
+            end = len(self.logprobs)
+        elif num_scored is not None:
+            end = max(start, num_scored)
+        else:
+            while end < len(self.logprobs) and self._offsets[end] < self._num_chars_left:
+                end += 1
+        new = [ScoredToken(self.token_ids[i], self._offsets[i], self.logprobs[i]) for i in range(start, end)]
+        self.scored += new
+        return new
 
     def _take(self, token_ids: Sequence[int]) -> tuple[str, int, str | None]:
         """Text of these ids, how many of them were used, and the stop string that ended it, if any."""
-        if self._stops is None:
+        if self._stops is None and self.params.logprobs is None:
             return self._detokenizer.push(token_ids), len(token_ids), None
         out = []
         for position, token_id in enumerate(token_ids):
-            text, stop = self._search(self._detokenizer.push((token_id,)), len(self.token_ids) + position + 1)
+            decoded = self._detokenizer.push((token_id,))
+            self._offsets.append(self._num_chars_decoded)
+            self._num_chars_decoded += len(decoded)
+            text, stop = self._search(decoded, len(self.token_ids) + position + 1)
             out.append(text)
             if stop is not None:
                 return "".join(out), position + 1, stop

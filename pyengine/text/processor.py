@@ -21,7 +21,7 @@ from pyengine.text.fields import ChatRequest, CompletionRequest
 from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer
-from pyengine.text.validation import Limits, PreparedPrompt, PreparedRequest
+from pyengine.text.validation import AnswerForm, Limits, PreparedPrompt, PreparedRequest
 
 
 @dataclass(frozen=True)
@@ -87,33 +87,45 @@ class TextProcessor:
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
-        text = self.render(request.messages, request.chat_template_kwargs)
+        text = self.render(
+            request.messages,
+            request.chat_template_kwargs,
+            validation.generation_prompt(request),
+            request.continue_final_message,
+        )
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
-        return self._prepared(request, [self._prompt(ids, params, text, "messages")])
+        ids = self._truncated(request, ids, params)
+        return self._prepared(request, [self._prompt(ids, params, text, "messages")], self._form(request))
 
     def prepare_completion(self, request: CompletionRequest) -> PreparedRequest:
         prompts = validation.split_prompts(request.prompt)
         params = self._check(request, len(prompts))
+        validation.check_echo(request)
         special = request.add_special_tokens is not False
         prepared, num_tokens = [], 0
         for prompt in prompts:
-            prepared.append(self.prepare(prompt, params, special))
+            ids, text = self._ids_of(prompt, special)
+            prepared.append(self._prompt(self._truncated(request, ids, params), params, text))
             num_tokens += len(prepared[-1].token_ids)
             if num_tokens > self.limits.max_prompt_tokens:
                 limit = self.limits.max_prompt_tokens
                 raise RequestError(f"the prompts of one request may have {limit} tokens together", param="prompt")
-        return self._prepared(request, prepared)
+        return self._prepared(request, prepared, self._form(request))
 
     def prepare(
         self, prompt: str | Sequence[int], params: SamplingParams, add_special_tokens: bool = True
     ) -> PreparedPrompt:
         """One prompt, text or ids, with parameters that were checked by ``check_params``."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise RequestError("prompt is empty", param="prompt")
-            return self._prompt(self.tokenizer.encode(prompt, add_special_tokens), params, prompt)
-        return self._prompt(list(prompt), params)
+        ids, text = self._ids_of(prompt, add_special_tokens)
+        return self._prompt(ids, params, text)
+
+    def _ids_of(self, prompt: str | Sequence[int], add_special_tokens: bool) -> tuple[list[int], str | None]:
+        if not isinstance(prompt, str):
+            return list(prompt), None
+        if not prompt:
+            raise RequestError("prompt is empty", param="prompt")
+        return self.tokenizer.encode(prompt, add_special_tokens), prompt
 
     def prepare_messages(self, messages: object, params: SamplingParams, /, **variables: Any) -> PreparedPrompt:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
@@ -142,15 +154,33 @@ class TextProcessor:
         """What a request without parameters gets from this checkpoint."""
         return SamplingParams(**self.text.sampling_defaults)
 
-    def render(self, messages: object, variables: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: object,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
         """Messages through the chat template; a RequestError that says so when the model has none."""
         if self.text.chat_template is None:
             raise RequestError(self.text.no_chat, param="messages", code="no_chat_template")
-        return self.text.chat_template.render(messages, variables=variables)
+        return self.text.chat_template.render(
+            messages, add_generation_prompt, tools, variables, continue_final_message=continue_final_message
+        )
 
-    def generations(self, prompt: PreparedPrompt) -> list[Generation]:
+    def generations(self, prompt: PreparedPrompt, form: AnswerForm | None = None) -> list[Generation]:
         """The n growing answers to a prompt."""
-        return [Generation(self.tokenizer, prompt.params, prompt.token_ids, i) for i in range(prompt.params.n)]
+        return [
+            Generation(self.tokenizer, prompt.params, prompt.token_ids, i, form is not None and form.return_token_ids)
+            for i in range(prompt.params.n)
+        ]
+
+    def prompt_text(self, prompt: PreparedPrompt) -> str:
+        """What ``echo`` repeats."""
+        if prompt.text is not None:
+            return prompt.text
+        return self.tokenizer.decode(prompt.token_ids, prompt.params.skip_special_tokens)
 
     def _check(self, request: ChatRequest | CompletionRequest, num_prompts: int) -> SamplingParams:
         validation.check_model(request.model, self.served_names)
@@ -165,11 +195,27 @@ class TextProcessor:
         validation.check_token_ids(token_ids, self.limits, param)
         return PreparedPrompt(token_ids, validation.complete_params(params, len(token_ids), self.limits), text)
 
-    def _prepared(self, request: ChatRequest | CompletionRequest, prompts: list[PreparedPrompt]) -> PreparedRequest:
+    def _truncated(
+        self, request: ChatRequest | CompletionRequest, token_ids: list[int], params: SamplingParams
+    ) -> list[int]:
+        num_kept = request.truncate_prompt_tokens
+        return validation.truncate(token_ids, num_kept, params, self.tokenizer.bos_token_id, self.limits)
+
+    def _form(self, request: ChatRequest | CompletionRequest) -> AnswerForm:
+        return AnswerForm(
+            echo=isinstance(request, CompletionRequest) and request.echo,
+            return_token_ids=request.return_token_ids,
+            tokens_as_ids=request.return_tokens_as_token_ids,
+        )
+
+    def _prepared(
+        self, request: ChatRequest | CompletionRequest, prompts: list[PreparedPrompt], form: AnswerForm
+    ) -> PreparedRequest:
         options = request.stream_options
         return PreparedRequest(
             prompts=tuple(prompts),
             eos_token_ids=self.eos_token_ids,
+            form=form,
             stream=request.stream,
             include_usage=options is not None and options.include_usage,
             continuous_usage=options is not None and options.continuous_usage_stats,

@@ -16,7 +16,7 @@ import msgspec
 
 from pyengine.errors import RequestError
 from pyengine.protocol import Request
-from pyengine.sampling_params import SamplingParams
+from pyengine.sampling_params import MAX_LOGPROBS, SamplingParams
 from pyengine.text.fields import ChatRequest, CompletionRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.tokenizer import check_encodable
@@ -60,11 +60,27 @@ class PreparedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What a client asked about the look of its answer; the engine knows nothing of it.
+
+    Attributes:
+        echo: the prompt's text comes before the generated one.
+        return_token_ids: ids beside the text; log-probabilities are then given for every id, shown as text or not.
+        tokens_as_ids: log-probabilities name a token ``token_id:7`` instead of by its text.
+    """
+
+    echo: bool = False
+    return_token_ids: bool = False
+    tokens_as_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """One client request, ready for the engine: one ``Request`` for each prompt, each with ``params.n`` sequences."""
 
     prompts: tuple[PreparedPrompt, ...]
     eos_token_ids: tuple[int, ...]
+    form: AnswerForm = AnswerForm()
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
@@ -126,6 +142,9 @@ def sampling_params(
 ) -> SamplingParams:
     """The request's parameters over the checkpoint's defaults. Raises RequestError naming the field out of range."""
     given = {name: getattr(request, name) for name in request.__struct_fields__ if name in _SAMPLING}
+    given["logit_bias"] = _bias_by_id(request.logit_bias)
+    if isinstance(request, ChatRequest):
+        given["logprobs"] = _chat_logprobs(request)
     values = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     if isinstance(request, ChatRequest):
         if request.max_completion_tokens is not None:
@@ -151,14 +170,37 @@ def check_params(params: SamplingParams, limits: Limits) -> SamplingParams:
                 f"a stop string may have at most {limits.max_stop_chars} characters, got {len(stop)}", param="stop"
             )
         check_encodable(stop, "stop")
-    for token_id in params.stop_token_ids:
-        if token_id >= limits.vocab_size:
-            raise RequestError(_id_text("stop_token_ids", token_id, limits), param="stop_token_ids")
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        for token_id in getattr(params, name) or ():
+            if token_id >= limits.vocab_size:
+                raise RequestError(_id_text(name, token_id, limits), param=name)
     return params
 
 
+def _bias_by_id(biases: dict[str, float] | None) -> dict[int, float] | None:
+    """``logit_bias`` with the ids that JSON can only write as strings."""
+    if not biases:
+        return None
+    wrong = next((key for key in biases if not (key.isascii() and key.isdigit() and len(key) <= 10)), None)
+    if wrong is not None:
+        raise RequestError(f"logit_bias must map token ids to numbers, got the key {wrong!r:.80}", param="logit_bias")
+    return {int(key): bias for key, bias in biases.items()}
+
+
+def _chat_logprobs(request: ChatRequest) -> int | None:
+    """Chat's two fields as SamplingParams' one."""
+    num_top = request.top_logprobs or 0
+    if not 0 <= num_top <= MAX_LOGPROBS:
+        raise RequestError(
+            f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {str(num_top)[:40]}", param="top_logprobs"
+        )
+    if num_top and not request.logprobs:
+        raise RequestError("top_logprobs is only allowed with logprobs: true", param="top_logprobs")
+    return num_top if request.logprobs else None
+
+
 def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> None:
-    """Stream options, priority and salt."""
+    """Stream options, priority, salt, and what does not go together."""
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
     if not -MAX_PRIORITY <= request.priority < MAX_PRIORITY:
@@ -168,6 +210,44 @@ def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> N
             f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(request.cache_salt)}",
             param="cache_salt",
         )
+
+
+def generation_prompt(request: ChatRequest) -> bool:
+    """Whether the template opens a new assistant message: yes, unless the last one is to be continued."""
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
+        )
+    return not request.continue_final_message and request.add_generation_prompt is not False
+
+
+def check_echo(request: CompletionRequest) -> None:
+    """The log-probabilities of a prompt are not there yet, so an echoed prompt cannot have them."""
+    if request.echo and request.logprobs is not None:
+        raise RequestError("echo together with logprobs is not supported yet", param="echo")
+
+
+def truncate(
+    token_ids: list[int], num_kept: int | None, params: SamplingParams, bos_token_id: int | None, limits: Limits
+) -> list[int]:
+    """The last ``num_kept`` ids (-1: as many as leave room for max_tokens) and the BOS before them, if there was one.
+
+    Only what was asked for is cut off; None cuts nothing.
+    """
+    if num_kept is None:
+        return token_ids
+    if num_kept == -1:
+        num_kept = max(1, limits.max_model_len - min(params.max_tokens or 1, limits.max_model_len))
+    elif not 1 <= num_kept < limits.max_model_len:
+        raise RequestError(
+            f"truncate_prompt_tokens must be -1 or in [1, {limits.max_model_len - 1}], got {str(num_kept)[:40]}",
+            param="truncate_prompt_tokens",
+        )
+    if len(token_ids) <= num_kept:
+        return token_ids
+    if token_ids[0] == bos_token_id and num_kept > 1:
+        return [bos_token_id, *token_ids[len(token_ids) - num_kept + 1 :]]
+    return token_ids[-num_kept:]
 
 
 def check_counts(num_prompts: int, n: int, limits: Limits) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from flask import Response, request
 
 from pyengine.errors import RequestError
+from pyengine.text.processor import TextProcessor
 from pyengine.text.validation import PreparedRequest
 from server.access import salted
 from server.answer import Answer
@@ -26,14 +27,16 @@ Shapes = ChatShapes | CompletionShapes
 
 
 def generate(
-    service: Service, parse: Callable[[bytes], PreparedRequest], make_shapes: Callable[[str], Shapes]
+    service: Service,
+    parse: Callable[[bytes], PreparedRequest],
+    make_shapes: Callable[[str, PreparedRequest, TextProcessor], Shapes],
 ) -> Response:
     """The body of both POST routes."""
     if request.mimetype not in ("application/json", ""):
         raise RequestError(f"Content-Type must be application/json, got {request.mimetype[:100]!r}", status=415)
     prepared = salted(service.prepare(parse, request.get_data(cache=False)))
     answer = service.answer(prepared)
-    shapes = make_shapes(service.model_name)
+    shapes = make_shapes(service.model_name, prepared, service.text)
     watch = ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone)
     if prepared.stream:
         request_id = request.environ.get(ENVIRON_KEY, "-")
@@ -84,10 +87,8 @@ def _stream(
 
 def _events(answer: Answer, shapes: Shapes, timeout_s: float | None) -> Iterator[bytes]:
     for choice, delta in answer.next(timeout_s):
-        if delta.text:
-            yield event(_with_usage(shapes.delta(choice, delta.text), answer))
-        if delta.finish_reason is not None:
-            yield event(_with_usage(shapes.closing(choice, delta.finish_reason, delta.stop_reason), answer))
+        for chunk in shapes.chunks(choice, delta):
+            yield event(_with_usage(chunk, answer))
 
 
 def _with_usage(chunk: dict, answer: Answer) -> dict:

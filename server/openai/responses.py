@@ -8,7 +8,10 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from pyengine.text.generation import Generation
+from pyengine.text.generation import Generation, TextDelta
+from pyengine.text.processor import TextProcessor
+from pyengine.text.validation import PreparedPrompt, PreparedRequest
+from server.openai.logprobs import LogprobShapes
 
 
 @dataclass(frozen=True)
@@ -37,33 +40,63 @@ def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int
     }
 
 
-class ChatShapes:
-    """``chat.completion`` and its chunks."""
+class _Shapes:
+    """What both endpoints' shapes are made from: the request's wishes and the tokenizer."""
 
-    def __init__(self, model: str):
-        self.head = Head("chatcmpl", model)
+    def __init__(self, head: Head, prepared: PreparedRequest, text: TextProcessor):
+        self.head = head
+        self._prepared = prepared
+        self._form = prepared.form
+        self._logprobs = LogprobShapes(text.tokenizer, prepared.form.tokens_as_ids)
+        self._wants_logprobs = prepared.prompts[0].params.logprobs is not None
+
+    def _prompt_of(self, choice: int) -> PreparedPrompt:
+        """Choice index: prompt i, sequence j of n -> i * n + j."""
+        return self._prepared.prompts[choice // self._prepared.prompts[0].params.n]
+
+
+class ChatShapes(_Shapes):
+    """``chat.completion`` and its chunks. One object for each answer."""
+
+    def __init__(self, model: str, prepared: PreparedRequest, text: TextProcessor):
+        super().__init__(Head("chatcmpl", model), prepared, text)
 
     def whole(self, generations: list[Generation], usage: dict) -> dict:
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": generation.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": generation.finish_reason,
-                "stop_reason": generation.stop_reason,
-            }
-            for i, generation in enumerate(generations)
-        ]
-        return self.head.envelope("chat.completion", choices, usage=usage)
+        choices = [self._whole_choice(i, generation) for i, generation in enumerate(generations)]
+        ids = {"prompt_token_ids": self._prompt_of(0).token_ids} if self._form.return_token_ids else {}
+        return self.head.envelope("chat.completion", choices, usage=usage, **ids)
+
+    def _whole_choice(self, index: int, generation: Generation) -> dict:
+        choice = {
+            "index": index,
+            "message": {"role": "assistant", "content": generation.text, "refusal": None},
+            "logprobs": self._logprobs.chat(generation.scored) if self._wants_logprobs else None,
+            "finish_reason": generation.finish_reason,
+            "stop_reason": generation.stop_reason,
+        }
+        if self._form.return_token_ids:
+            choice["token_ids"] = generation.token_ids
+        return choice
 
     def opening(self, index: int) -> dict | None:
-        return self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
+        chunk = self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
+        if self._form.return_token_ids:
+            chunk["prompt_token_ids"] = self._prompt_of(index).token_ids
+        return chunk
 
-    def delta(self, index: int, text: str) -> dict:
-        return self._chunk([self._choice(index, {"content": text})])
-
-    def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> dict:
-        return self._chunk([{**self._choice(index, {}), "finish_reason": finish_reason, "stop_reason": stop_reason}])
+    def chunks(self, index: int, delta: TextDelta) -> list[dict]:
+        """Text first, the reason for the end in a chunk of its own."""
+        choices = [self._choice(index, {"content": delta.text})] if delta.text else []
+        if delta.finish_reason is not None:
+            end = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+            choices.append({**self._choice(index, {}), **end})
+        elif not choices and ((self._form.return_token_ids and delta.token_ids) or delta.scored):
+            choices.append(self._choice(index, {}))
+        if choices and delta.scored:
+            choices[0]["logprobs"] = self._logprobs.chat(delta.scored)
+        if choices and self._form.return_token_ids:
+            choices[0]["token_ids"] = list(delta.token_ids)
+        return [self._chunk([choice]) for choice in choices]
 
     def usage_chunk(self, usage: dict) -> dict:
         return self._chunk([], usage=usage)
@@ -76,30 +109,58 @@ class ChatShapes:
         return self.head.envelope("chat.completion.chunk", choices, **more)
 
 
-class CompletionShapes:
-    """``text_completion``, whole and in chunks (both have the same object name)."""
+class CompletionShapes(_Shapes):
+    """``text_completion``, whole and in chunks (both have the same object name). One object for each answer."""
 
-    def __init__(self, model: str):
-        self.head = Head("cmpl", model)
+    def __init__(self, model: str, prepared: PreparedRequest, text: TextProcessor):
+        super().__init__(Head("cmpl", model), prepared, text)
+        self._echoes = [text.prompt_text(prompt) if self._form.echo else "" for prompt in prepared.prompts]
 
     def whole(self, generations: list[Generation], usage: dict) -> dict:
-        choices = [
-            self._choice(i, generation.text, generation.finish_reason, generation.stop_reason)
-            for i, generation in enumerate(generations)
-        ]
+        choices = [self._whole_choice(i, generation) for i, generation in enumerate(generations)]
         return self.head.envelope("text_completion", choices, usage=usage)
 
+    def _whole_choice(self, index: int, generation: Generation) -> dict:
+        text = self._echo(index) + generation.text
+        choice = self._choice(index, text, generation.finish_reason, generation.stop_reason)
+        if self._wants_logprobs:
+            choice["logprobs"] = self._logprobs.completion(generation.scored)
+        if self._form.return_token_ids:
+            choice["prompt_token_ids"] = self._prompt_of(index).token_ids
+            choice["token_ids"] = generation.token_ids
+        return choice
+
     def opening(self, index: int) -> dict | None:
-        return None
+        """The prompt, where the client wants it back."""
+        if not self._form.echo and not self._form.return_token_ids:
+            return None
+        choice = self._choice(index, self._echo(index))
+        if self._form.return_token_ids:
+            choice["prompt_token_ids"] = self._prompt_of(index).token_ids
+        return self._chunk(choice)
 
-    def delta(self, index: int, text: str) -> dict:
-        return self.head.envelope("text_completion", [self._choice(index, text)])
-
-    def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> dict:
-        return self.head.envelope("text_completion", [self._choice(index, "", finish_reason, stop_reason)])
+    def chunks(self, index: int, delta: TextDelta) -> list[dict]:
+        """Text first, the reason for the end in a chunk of its own."""
+        wants_ids = self._form.return_token_ids
+        choices = []
+        if delta.text or (delta.finish_reason is None and (delta.scored or (wants_ids and delta.token_ids))):
+            choices.append(self._choice(index, delta.text))
+        if delta.finish_reason is not None:
+            choices.append(self._choice(index, "", delta.finish_reason, delta.stop_reason))
+        if choices and delta.scored:
+            choices[0]["logprobs"] = self._logprobs.completion(delta.scored)
+        if choices and wants_ids:
+            choices[0]["token_ids"] = list(delta.token_ids)
+        return [self._chunk(choice) for choice in choices]
 
     def usage_chunk(self, usage: dict) -> dict:
         return self.head.envelope("text_completion", [], usage=usage)
+
+    def _echo(self, choice: int) -> str:
+        return self._echoes[choice // self._prepared.prompts[0].params.n]
+
+    def _chunk(self, choice: dict) -> dict:
+        return self.head.envelope("text_completion", [choice])
 
     @staticmethod
     def _choice(index: int, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None) -> dict:

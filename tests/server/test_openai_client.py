@@ -133,7 +133,7 @@ BAD_BODIES = [
     ({"messages": FRANCE, "wat": 1}, "wat"),
     ({"messages": FRANCE, "stream_options": {"include_usage": True}}, "stream_options"),
     ({"messages": [{"role": "user", "content": "word " * 9000}]}, "8192"),
-    ({"messages": FRANCE, "logprobs": True}, "logprobs"),
+    ({"messages": FRANCE, "top_logprobs": 2}, "top_logprobs"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "image"),
 ]
 
