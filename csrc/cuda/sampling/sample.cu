@@ -13,7 +13,7 @@
 //   candidates; in shared memory theta is found exactly (select.cuh) and the race is run. Without top-k the bound is a
 //   guess that holds the nucleus of a usual distribution; the exact mass, over one more pass of the row, proves it.
 //   When the candidates are too many or too little, the same code runs over the whole row.
-// traffic: 4 B V bytes, + 1/16 of that for the group maxima's way out and in, + 4 B V once more for top-p alone.
+// traffic: 4 B V bytes, + 1/32 of that for the group maxima's way out and in, + 4 B V once more for top-p alone.
 // floor: B=64, V=128256: 32.8 MB = 11 us at 3.0 TB/s; B=256: 44 us. All results are independent of the order of the
 // atomics.
 #include "cuda/common/launch.cuh"
@@ -265,14 +265,15 @@ __global__ void __launch_bounds__(kFinishThreads, 2) finish_kernel(SampleParams 
 // ---- host -----------------------------------------------------------------------------------------------------------
 
 constexpr size_t kAlignment = 256;
+constexpr int64_t kMaxVocab = int64_t{65535} * kSegment;  // grid.y ends at 65535
 
 size_t winners_bytes(int64_t num_rows, int64_t num_segments) {
   return round_up(static_cast<size_t>(num_rows * num_segments) * sizeof(uint64_t), kAlignment);
 }
 
 void check(const SampleParams& p, const Workspace& workspace) {
-  PE_CHECK(kOp, p.vocab_size >= 1 && p.vocab_size <= INT32_MAX - kSegment,
-           "vocab_size must be in [1, 2^31 - 16385], got " + std::to_string(p.vocab_size));
+  PE_CHECK(kOp, p.vocab_size >= 1 && p.vocab_size <= kMaxVocab,
+           "vocab_size must be in [1, " + std::to_string(kMaxVocab) + "], got " + std::to_string(p.vocab_size));
   PE_CHECK(kOp, p.num_rows <= INT32_MAX, "num_rows must be below 2^31, got " + std::to_string(p.num_rows));
   PE_CHECK(kOp, p.logits_stride >= p.vocab_size,
            "logits_stride must be at least vocab_size " + std::to_string(p.vocab_size) + ", got " +
