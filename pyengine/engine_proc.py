@@ -103,6 +103,7 @@ class EngineLoop:
         self._link = link
         self._queue_limits = queue_limits
         self._drain_rate = DrainRate()
+        self._queueing = False  # when the servers were last told
         self.ready: Ready = msgspec.structs.replace(
             engine.facts.ready(), max_queued_requests=queue_limits.max_seqs, max_queued_tokens=queue_limits.max_tokens
         )
@@ -180,23 +181,26 @@ class EngineLoop:
         self._send(server, [], self._stats())
 
     def _report(self, deltas: list[TokenDelta]) -> None:
-        """One message to each server that has tokens in this step; statistics to all now and then."""
+        """One message to each server that has tokens in this step; to all when statistics are due."""
         by_server: dict[bytes, list[TokenDelta]] = defaultdict(list)
         for delta in deltas:
             by_server[self._server_of[delta.request_id]].append(delta)
-        for server, own in by_server.items():
-            self._send(server, own)
         for delta in deltas:
             if delta.finish_reason is not None:
                 self._forget_if_done(delta.request_id)
+        stats = self._stats_if_due()
+        for server in self._link.servers if stats else by_server:
+            self._send(server, by_server[server], stats)
+
+    def _stats_if_due(self) -> Stats | None:
+        """Now and then, and with every step while requests queue up: servers refuse at once what would not fit."""
         scheduler, now = self._engine.scheduler, time.monotonic()
-        self._drain_rate.observe(now, scheduler.dequeued, bool(scheduler.queued.num_seqs))
-        # While requests queue up, the servers hear of it with every step: they refuse at once what would not fit.
-        if now >= self._next_stats_s or scheduler.queued.num_seqs or not self._engine.has_work:
-            self._next_stats_s = now + STATS_INTERVAL_S
-            stats = self._stats()
-            for server in self._link.servers:
-                self._send(server, [], stats)
+        was_queueing, self._queueing = self._queueing, bool(scheduler.queued.num_seqs)
+        self._drain_rate.observe(now, scheduler.dequeued, self._queueing)
+        if now < self._next_stats_s and not (self._queueing or was_queueing) and self._engine.has_work:
+            return None
+        self._next_stats_s = now + STATS_INTERVAL_S
+        return self._stats()
 
     def _send(self, server: bytes, deltas: list[TokenDelta], stats: Stats | None = None) -> None:
         self._link.send(server, StepDeltas(deltas, stats, self._num_received[server]))

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 
@@ -29,6 +28,7 @@ OPEN_ENDPOINTS = frozenset(("ops.health", "ops.ready", "ops.version"))
 METRICS_ENDPOINT = "ops.metrics"
 PREFLIGHT_MAX_AGE_S = 600
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2048}")
 
 
@@ -89,10 +89,10 @@ class HostNames:
         """``host`` as in the header, with or without a port; a client without one is no browser."""
         if not self._checked or host is None:
             return True
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
-        except ValueError:
+        match = _HOST.fullmatch(host)
+        if match is None:
             return False
+        name = match[1].lower().strip("[]").removesuffix(".")
         return name in self._names or _is_loopback(name)
 
 

@@ -26,7 +26,7 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
     """
     app = Flask("pyengine", static_folder=None)
     app.json.sort_keys = False
-    app.url_map.merge_slashes = False  # //v1 is no route, rather than a redirect to one
+    app.url_map.merge_slashes = False  # a path with a slash too many is no route, rather than a redirect
 
     def ready_service() -> Service:
         if not state.accepts:

@@ -51,13 +51,18 @@ class Inbox:
     def wait_for_request(self, timeout_s: float) -> bool:
         """Whether a request begins within the time; False when the client closes the connection or stays silent."""
         try:
+            self._skip_empty_line()
             while not self._buffer:
                 self._receive(timeout_s)
-                if self._buffer.startswith(b"\r\n"):  # some clients send an empty line behind a body
-                    del self._buffer[:2]
+                self._skip_empty_line()
         except OSError:
             return False
         return True
+
+    def _skip_empty_line(self) -> None:
+        """Some clients send one behind a body (RFC 9112, section 2.2)."""
+        if self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
 
     def read_head(self) -> bytes:
         """A request's head without its empty line. Raises RequestError (400, 408, 414, 431)."""

@@ -18,7 +18,7 @@ def make_blueprint(state: ServerState, service: Callable[[], Service | None]) ->
 
     @routes.get("/health")
     def health() -> Response:
-        return Response(status=200)
+        return Response(status=200, mimetype="text/plain")
 
     @routes.get("/ready")
     def ready() -> tuple[Response, int]:

@@ -20,6 +20,16 @@ def server():
         yield running
 
 
+@pytest.fixture(scope="session")
+def strict_server():
+    """A small one with everything switched on: two keys, two rows, and room for four in the queue."""
+    keys = ("sk-first", "sk-second")
+    flags = ["--api-key", keys[0], "--api-key", keys[1], "--public-metrics", "--access-log", "--max-num-seqs", "2"]
+    with RunningServer(*flags, "--max-queued-requests", "4", "--max-queued-tokens", "2000") as running:
+        running.keys = keys
+        yield running
+
+
 @pytest.fixture
 def client(server):
     from openai import OpenAI
