@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyengine import ops
 from pyengine.ops import StepTensors
-from pyengine.runner.staging import Staging
+from pyengine.runner.kv_memory import MemoryPlan
+from pyengine.sampling.stage import Upload
 from pyengine.sched.step import StepInput
 
 
@@ -43,18 +44,19 @@ class InputBatch:
 
 
 class DeviceState:
-    """Rows and input buffers for ``max_num_seqs`` sequences and ``max_num_tokens`` tokens a step."""
+    """Rows and input buffers for as many sequences and tokens as ``plan`` lets a step have."""
 
-    def __init__(self, device: torch.device, max_num_seqs: int, max_num_tokens: int, max_blocks: int, block_size: int):
+    def __init__(self, plan: MemoryPlan, device: torch.device, upload: Upload):
+        max_num_seqs, max_num_tokens = plan.max_num_seqs, plan.max_num_batched_tokens
+
         def int32(*shape: int, fill: int = 0) -> Tensor:
             return torch.full(shape, fill, dtype=torch.int32, device=device)
 
-        self._device = device
-        self._block_size = block_size
-        self._staging = Staging(device)
+        self._block_size = plan.block_size
+        self._upload = upload
         # rows
         self.last_tokens = int32(max_num_seqs)
-        self.block_tables = int32(max_num_seqs, max_blocks)
+        self.block_tables = int32(max_num_seqs, plan.max_blocks_per_seq)
         # step, filled by ``apply``; sequences past the live ones are padding
         self._rows, self._sample_rows = int32(max_num_seqs), int32(max_num_seqs)
         self._seq_lens, self._last_indices = int32(max_num_seqs), int32(max_num_seqs)
@@ -78,38 +80,22 @@ class DeviceState:
         )
 
     def apply(self, step: StepInput, num_seqs: int, num_tokens: int) -> InputBatch:
-        """Update the rows and build the inputs of ``step``, padded to ``num_seqs`` sequences and ``num_tokens``
-        tokens.
-        """
-        rows = _pad(step.rows, num_seqs, -1)
-        sample_rows = _pad(np.where(step.samples, step.rows, -1).astype(np.int32), num_seqs, -1)
-        arrays = [
-            rows,
-            sample_rows,
-            _pad(step.num_new_tokens, num_seqs),
-            _pad(step.num_computed_tokens, num_seqs),
-            _pad(step.prompt_offsets, num_seqs),
-            step.prompt_ids,
-            step.block_entries,
-        ]
-        staged_rows, staged_sample_rows, num_new, num_computed, offsets, prompt_ids, entries = self._staging.upload(
-            arrays
-        )
-        if len(entries):
-            ops.update_block_tables(self.block_tables, entries)
+        """Update the rows and build the inputs of ``step``, padded to so many sequences and tokens."""
+        if len(step.block_entries):
+            ops.update_block_tables(self.block_tables, self._upload(step.block_entries))
         batch = self.batch(num_seqs, num_tokens)
-        batch.rows.copy_(staged_rows)
-        batch.sample_rows.copy_(staged_sample_rows)
+        batch.rows.copy_(self._upload(_pad(step.rows, num_seqs, -1)))
+        batch.sample_rows.copy_(self._upload(_pad(sampling_rows(step), num_seqs, -1)))
         ops.step_inputs(
             StepTensors(
                 last_tokens=self.last_tokens,
                 block_tables=self.block_tables,
                 block_size=self._block_size,
                 rows=batch.rows,
-                num_new_tokens=num_new,
-                num_computed=num_computed,
-                prompt_offsets=offsets,
-                prompt_ids=prompt_ids,
+                num_new_tokens=self._upload(_pad(step.num_new_tokens, num_seqs)),
+                num_computed=self._upload(_pad(step.num_computed_tokens, num_seqs)),
+                prompt_offsets=self._upload(_pad(step.prompt_offsets, num_seqs)),
+                prompt_ids=self._upload(step.prompt_ids),
                 query_start=batch.query_start,
                 seq_lens=batch.seq_lens,
                 input_ids=batch.input_ids,
@@ -124,8 +110,10 @@ class DeviceState:
         """Make ``token_ids`` int32 [num_seqs] the last tokens of the rows that sampled."""
         ops.store_tokens(self.last_tokens, batch.sample_rows, token_ids)
 
-    def upload_pairs(self, pairs: np.ndarray) -> Tensor:
-        return self._staging.upload([pairs])[0]
+
+def sampling_rows(step: StepInput) -> np.ndarray:
+    """int32 [num_seqs]: the device row of each sequence that samples, else -1."""
+    return np.where(step.samples, step.rows, -1).astype(np.int32)
 
 
 def _pad(array: np.ndarray, size: int, value: int = 0) -> np.ndarray:

@@ -38,6 +38,10 @@ class MemoryPlan:
     def num_slots(self) -> int:
         return self.num_blocks * self.block_size
 
+    @property
+    def max_blocks_per_seq(self) -> int:
+        return -(-self.max_model_len // self.block_size)
+
     def describe(self) -> list[str]:
         """The ledger as aligned lines."""
         width = max(map(len, self.ledger))
@@ -71,7 +75,8 @@ def plan_memory(
     ledger = {
         "weights": model.weight_bytes(dtype),
         "activations": _activation_bytes(model, dtype, limits.max_num_batched_tokens),
-        "logits and sampling": 2 * limits.max_num_seqs * model.vocab_size * 4,
+        # Logits and a raw copy in float32, the counts of penalties in 16 bits.
+        "logits and sampling": limits.max_num_seqs * model.vocab_size * (4 + 4 + 2),
         "attention workspace": workspace_bytes,
     }
     if device_kind == "cuda":

@@ -18,10 +18,11 @@ from pyengine.layers.context import ForwardContext
 from pyengine.layers.host_memory import empty_on_huge_pages
 from pyengine.models.config import ModelConfig
 from pyengine.ops import AttentionMetadata
-from pyengine.runner.device_state import DeviceState, InputBatch
+from pyengine.runner.device_state import DeviceState, InputBatch, sampling_rows
 from pyengine.runner.graphs import EagerPass, make_graph_pass
 from pyengine.runner.kv_memory import MemoryPlan
 from pyengine.runner.output import OutputCopies, PendingOutput
+from pyengine.runner.staging import Staging
 from pyengine.sampling.masks import GrammarMasks
 from pyengine.sampling.sampler import Sampler
 from pyengine.sampling.stage import SamplingStep
@@ -59,7 +60,6 @@ class ModelRunner:
         self._model = model
         self._config = config
         self._plan = plan
-        max_blocks = -(-plan.max_model_len // plan.block_size)
         # A block holds all layers side by side: copying or swapping a block is one contiguous copy.
         self._arena = _empty_arena(
             (plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim),
@@ -69,8 +69,9 @@ class ModelRunner:
         self._kv_caches = tuple(
             (self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers)
         )
-        self._state = DeviceState(device, plan.max_num_seqs, plan.max_num_batched_tokens, max_blocks, plan.block_size)
-        self._sampler = Sampler(device, plan.max_num_seqs, config.vocab_size)
+        self._staging = Staging(device)
+        self._state = DeviceState(plan, device, self._staging.upload)
+        self._sampler = Sampler(plan.max_num_seqs, config.vocab_size, device, self._staging.upload)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._dtype = dtype
         attention_plan, self._workspace = ops.make_attention_buffers(
@@ -96,12 +97,13 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, step: StepInput) -> Pass:
         """Issue the pass up to its logits."""
+        self._staging.begin()
         num_seqs, num_tokens = len(step.rows), step.num_tokens
         passes = self._graphs if num_seqs == num_tokens else self._eager
         if passes is self._graphs:
             num_seqs = num_tokens = passes.padded_size(num_seqs)
         if len(step.copies):
-            ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._state.upload_pairs(step.copies))
+            ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._staging.upload(step.copies))
         self._sampler.assign(step.new_rows)
         batch = self._state.apply(step, num_seqs, num_tokens)
         logits = passes.run(batch, self._forward)
@@ -151,8 +153,7 @@ class ModelRunner:
 
 
 def _sampling_step(step: StepInput) -> SamplingStep:
-    rows = np.where(step.samples, step.rows, -1).astype(np.int32)
-    return SamplingStep(rows, step.num_computed_tokens + step.num_new_tokens)
+    return SamplingStep(sampling_rows(step), step.num_computed_tokens + step.num_new_tokens)
 
 
 def _empty_arena(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

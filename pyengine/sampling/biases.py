@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyengine import ops
-from pyengine.sampling.stage import RowFlags, SamplingStep
+from pyengine.sampling.stage import RowFlags, SamplingStep, Upload
 from pyengine.sched.step import NewRow
 
 
@@ -25,8 +24,8 @@ class _RowBias:
 class Biases:
     """Entries are gathered on the host and sent with the step: rows that use them are few, and so are their entries."""
 
-    def __init__(self, device: torch.device, max_num_seqs: int):
-        self._device = device
+    def __init__(self, max_num_seqs: int, upload: Upload):
+        self._upload = upload
         self._flags = RowFlags(max_num_seqs)
         self._rows: dict[int, _RowBias] = {}
 
@@ -52,7 +51,5 @@ class Biases:
             values += added.values()
         if entries:
             ops.apply_bias(
-                logits,
-                torch.tensor(entries, dtype=torch.int32).to(self._device),
-                torch.tensor(values, dtype=torch.float32).to(self._device),
+                logits, self._upload(np.asarray(entries, np.int32)), self._upload(np.asarray(values, np.float32))
             )

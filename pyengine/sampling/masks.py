@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from pyengine import ops
-from pyengine.sampling.stage import RowFlags, SamplingStep
+from pyengine.sampling.stage import RowFlags, SamplingStep, Upload
 from pyengine.sched.step import NewRow
 
 
 class Masks:
     """Bit masks int32 [max_num_seqs, ceil(vocab_size / 32)], allocated when the first row has a list."""
 
-    def __init__(self, device: torch.device, max_num_seqs: int, vocab_size: int):
+    def __init__(self, shape: tuple[int, int], device: torch.device, upload: Upload):
         self._device = device
-        self._shape = (max_num_seqs, -(-vocab_size // 32))
-        self._flags = RowFlags(max_num_seqs)
+        self._upload = upload
+        self._shape = (shape[0], -(-shape[1] // 32))
+        self._flags = RowFlags(shape[0])
         self._masks: Tensor | None = None
 
     def assign(self, new: NewRow) -> None:
@@ -33,13 +34,13 @@ class Masks:
             return
         if self._masks is None:
             self._masks = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
-        self._masks[new.row].copy_(torch.from_numpy(pack_bits(np.asarray(allowed), self._shape[1])))
+        self._masks[new.row].copy_(self._upload(pack_bits(np.asarray(allowed), self._shape[1])))
 
     def uses(self, step: SamplingStep) -> bool:
         return self._flags.any(step)
 
     def apply(self, logits: Tensor, step: SamplingStep) -> None:
-        ops.apply_mask(logits, torch.from_numpy(self._flags.rows(step)).to(self._device), self._masks)
+        ops.apply_mask(logits, self._upload(self._flags.rows(step)), self._masks)
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,11 @@ class GrammarMasks:
     masks: np.ndarray
 
 
-def apply_grammar(logits: Tensor, grammar: GrammarMasks) -> None:
+def apply_grammar(logits: Tensor, grammar: GrammarMasks, upload: Upload) -> None:
     """Forbid what the grammars of these rows do not allow next."""
     mask_rows = np.full(len(logits), -1, np.int32)
     mask_rows[grammar.indices] = np.arange(len(grammar.indices))
-    on_device = (torch.from_numpy(array).to(logits.device) for array in (mask_rows, grammar.masks))
-    ops.apply_mask(logits, *on_device)
+    ops.apply_mask(logits, upload(mask_rows), upload(grammar.masks))
 
 
 def pack_bits(token_ids: np.ndarray, num_words: int) -> np.ndarray:

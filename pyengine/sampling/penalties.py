@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from pyengine import ops
-from pyengine.sampling.stage import RowFlags, SamplingStep
+from pyengine.sampling.stage import RowFlags, SamplingStep, Upload
 from pyengine.sched.step import NewRow
 
 
 class Penalties:
     """History is uint16 counts [max_num_seqs, vocab_size], allocated when the first row asks for a penalty."""
 
-    def __init__(self, device: torch.device, max_num_seqs: int, vocab_size: int):
+    def __init__(self, shape: tuple[int, int], device: torch.device, upload: Upload):
         self._device = device
-        self._shape = (max_num_seqs, vocab_size)
-        self._flags = RowFlags(max_num_seqs)
+        self._upload = upload
+        self._shape = shape
+        self._flags = RowFlags(shape[0])
         self._history: Tensor | None = None
-        self._factors = np.zeros((3, max_num_seqs), np.float32)  # repetition, frequency, presence
+        self._factors = np.zeros((3, shape[0]), np.float32)  # repetition, frequency, presence
         self._factors_on_device: Tensor | None = None
 
     def assign(self, new: NewRow) -> None:
@@ -33,10 +34,11 @@ class Penalties:
             return
         if self._history is None:
             self._history = torch.zeros(self._shape, dtype=torch.uint16, device=self._device)
+            self._factors_on_device = torch.zeros(self._factors.shape, device=self._device)
         self._factors[:, new.row] = factors
-        self._factors_on_device = torch.from_numpy(self._factors.copy()).to(self._device)
-        ids = torch.tensor(new.token_ids, dtype=torch.int32).to(self._device)
-        ops.reset_history(self._history, new.row, ids, new.num_prompt_tokens)
+        self._factors_on_device.copy_(self._upload(self._factors))
+        token_ids = self._upload(np.asarray(new.token_ids, np.int32))
+        ops.reset_history(self._history, new.row, token_ids, new.num_prompt_tokens)
 
     def uses(self, step: SamplingStep) -> bool:
         return self._flags.any(step)
@@ -50,4 +52,4 @@ class Penalties:
         ops.count_tokens(self._history, self._state_rows(step), token_ids)
 
     def _state_rows(self, step: SamplingStep) -> Tensor:
-        return torch.from_numpy(self._flags.rows(step)).to(self._device)
+        return self._upload(self._flags.rows(step))

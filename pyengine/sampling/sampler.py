@@ -19,7 +19,7 @@ from pyengine import ops
 from pyengine.sampling.biases import Biases
 from pyengine.sampling.masks import GrammarMasks, Masks, apply_grammar
 from pyengine.sampling.penalties import Penalties
-from pyengine.sampling.stage import RowFlags, SamplingStep
+from pyengine.sampling.stage import RowFlags, SamplingStep, Upload
 from pyengine.sched.step import NewRow
 
 
@@ -50,11 +50,12 @@ class Sampled:
 class Sampler:
     """State of all rows on ``device``; ``assign`` when a row changes owner, ``sample`` once per step."""
 
-    def __init__(self, device: torch.device, max_num_seqs: int, vocab_size: int):
-        self._device = device
-        self._draw = _DrawRows(device, max_num_seqs)
-        self._penalties = Penalties(device, max_num_seqs, vocab_size)
-        self._stages = (self._penalties, Biases(device, max_num_seqs), Masks(device, max_num_seqs, vocab_size))
+    def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device, upload: Upload):
+        shape = (max_num_seqs, vocab_size)
+        self._upload = upload
+        self._draw = _DrawRows(max_num_seqs, device, upload)
+        self._penalties = Penalties(shape, device, upload)
+        self._stages = (self._penalties, Biases(max_num_seqs, upload), Masks(shape, device, upload))
         self._wants_logprobs = RowFlags(max_num_seqs)
         self._num_logprobs = np.zeros(max_num_seqs, np.int32)
 
@@ -84,7 +85,7 @@ class Sampler:
         for stage in active:
             stage.apply(live, step)
         if grammar is not None:
-            apply_grammar(live, grammar)
+            apply_grammar(live, grammar, self._upload)
         rows = self._draw
         token_ids = ops.sample(
             logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, positions, sample_rows
@@ -96,7 +97,7 @@ class Sampler:
     def _logprobs(self, raw: Tensor, token_ids: Tensor, step: SamplingStep) -> LogprobTensors:
         indices = np.flatnonzero(self._wants_logprobs.select(step))
         counts = self._num_logprobs[step.rows[indices]]
-        on_device = torch.from_numpy(indices.astype(np.int32)).to(self._device)
+        on_device = self._upload(indices.astype(np.int32))
         wanted = ops.gather_rows(raw, on_device)
         return LogprobTensors(indices, counts, *ops.logprobs(wanted, token_ids[on_device.long()], int(counts.max())))
 
@@ -108,7 +109,8 @@ class _DrawRows:
     [max_num_seqs].
     """
 
-    def __init__(self, device: torch.device, max_num_seqs: int):
+    def __init__(self, max_num_seqs: int, device: torch.device, upload: Upload):
+        self._upload = upload
         self._host = {
             "temperature": np.zeros(max_num_seqs, np.float32),
             "top_k": np.zeros(max_num_seqs, np.int32),
@@ -126,5 +128,4 @@ class _DrawRows:
             self._host["seeds"][new.row] = new.seed
         if new_rows:
             for name, array in self._host.items():
-                # From pageable memory: the copy is taken before the call returns, so the host arrays may change again.
-                getattr(self, name).copy_(torch.from_numpy(array))
+                getattr(self, name).copy_(self._upload(array))

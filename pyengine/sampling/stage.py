@@ -6,6 +6,7 @@ no sampling row uses it, it issues nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from pyengine.sched.step import NewRow
+
+Upload = Callable[[np.ndarray], Tensor]  # host array to device tensor, without waiting for the device
 
 
 @dataclass(frozen=True, slots=True)
