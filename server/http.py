@@ -142,8 +142,9 @@ class Handler(WSGIHandler):
         """As PEP 3333, with the request's id, and an end to the connection when the client is still sending."""
         self.wsgi_input.release()
         self.wsgi_input.skip()
+        self.close_connection = self.close_connection or not self.wsgi_input.at_end
         headers = [*headers, (HEADER, self._request_id)]
-        if self.request_version == "HTTP/1.1" and (self.close_connection or not self.wsgi_input.at_end):
+        if self.close_connection and self.request_version == "HTTP/1.1":
             headers.append(("Connection", "close"))
         return super().start_response(status, headers, exc_info)
 

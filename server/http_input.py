@@ -135,6 +135,8 @@ class Inbox:
             self._receive(left_s)
         except TimeoutError:
             raise RequestError(f"{what} did not arrive in time (--client-timeout)", status=408) from None
+        except ConnectionError:
+            raise RequestError(f"the connection was closed before {what} had arrived") from None
 
     def _receive(self, timeout_s: float) -> None:
         self._socket.settimeout(max(timeout_s, 0.001))

@@ -49,7 +49,7 @@ def body_of(error: BaseException) -> tuple[dict, int]:
 
 def log_bug(error: BaseException, request_id: str) -> None:
     """What clients are not told: the traceback of an exception that is nobody's fault but ours."""
-    if not isinstance(error, (RequestError, EngineDead, ServerStopping, SequenceFailed)):
+    if not isinstance(error, (RequestError, EngineDead, ServerStopping, SequenceFailed, ConnectionError)):
         print(f"pyengine: request {request_id} failed", file=sys.stderr)
         traceback.print_exception(error)
 

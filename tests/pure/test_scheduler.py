@@ -11,6 +11,7 @@ from fake_device import FakeDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager
 from pyengine.protocol import FinishReason, Request
@@ -213,4 +214,32 @@ def test_many_aborted_waiting_requests_do_not_pile_up():
         loop.scheduler.add(request(f"w{i}", [1, 2, 3]))
         loop.scheduler.abort([f"w{i}"])
     assert len(loop.scheduler._waiting) < 100
+    loop.run()
+
+
+def test_the_queue_is_what_has_never_run():
+    loop = Loop(max_num_seqs=2)
+    for i in range(3):
+        loop.scheduler.add(request(f"r{i}", [1, 2, 3], 4))
+    loop.scheduler.add(request("pair", [4, 5], 4, n=2))
+    assert loop.scheduler.queued == QueueLoad(5, 13)
+    loop.step()
+    assert loop.scheduler.queued == QueueLoad(3, 7) and loop.scheduler.dequeued == QueueLoad(2, 6)
+    loop.scheduler.abort(["r2"])
+    loop.scheduler.abort_sequence("pair", 1)
+    stats = loop.scheduler.stats()
+    assert (stats.num_queued, stats.num_queued_tokens) == (1, 2)
+    loop.run()
+    assert loop.scheduler.queued == QueueLoad() and loop.scheduler.dequeued == QueueLoad(5, 13)
+
+
+def test_a_preempted_sequence_does_not_queue_again():
+    loop = Loop(num_blocks=16, budget=64)
+    for i in range(3):
+        loop.scheduler.add(request(f"r{i}", range(i, i + 15), 20))
+    while loop.scheduler.queued.num_seqs:
+        loop.step()
+    while not loop.scheduler.stats().num_preemptions:
+        assert loop.step()
+    assert loop.scheduler.queued == QueueLoad() and loop.scheduler.stats().num_waiting > 0
     loop.run()

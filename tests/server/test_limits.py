@@ -243,6 +243,22 @@ def test_a_byte_now_and_then_does_not_extend_the_time(stub):
             raise AssertionError("still reading headers")
 
 
+@pytest.mark.parametrize("data", [b"GET /health HTTP/1.1\r\n", post("/echo", b"x" * 100)[:-50]])
+def test_a_client_that_leaves_in_the_middle_is_no_error_of_ours(stub, data):
+    with Raw(stub.port) as raw:
+        raw.send(data).socket.shutdown(socket.SHUT_WR)
+        assert raw.answer().status == 400
+
+
+def test_small_answers_are_not_held_back(stub):
+    """Head and body are two packets: with Nagle's algorithm the second would wait for a delayed acknowledgement."""
+    with Raw(stub.port) as raw:
+        begin = time.monotonic()
+        for _ in range(20):
+            assert raw.send(post("/echo", b"x")).answer().status == 200
+        assert time.monotonic() - begin < 20 * 0.02
+
+
 def test_an_idle_connection_is_closed(stub):
     with Raw(stub.port) as fresh, Raw(stub.port) as used:
         assert used.send(get("/health")).answer().status == 200
