@@ -84,6 +84,9 @@ class BlockManager:
         """
         table = seq.block_table
         first_written = seq.num_computed_tokens // self.block_size
+        fits = num_tokens <= len(table) * self.block_size
+        if fits and first_written == len(table) - 1 and self.pool.ref_counts[table[-1]] == 1:
+            return True  # fifteen of sixteen decodes
         shared = [i for i in range(first_written, len(table)) if self.pool.ref_counts[table[i]] > 1]
         num_new = self.num_blocks_for(num_tokens) - len(table)
         if len(shared) + max(num_new, 0) > self.pool.num_free:

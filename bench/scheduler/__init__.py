@@ -1,0 +1,1 @@
+"""Host time of a step, without a model or a device."""
