@@ -12,7 +12,7 @@ from pyengine.errors import RequestError
 from server import ops
 from server.access import Access
 from server.config import ServerConfig
-from server.openai import chat, completions, errors, models
+from server.openai import chat, completions, errors, models, tokenize
 from server.service import Service
 from server.state import ServerState
 
@@ -34,7 +34,7 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
         return service()
 
     app.register_blueprint(ops.make_blueprint(state, service))
-    for resource in (chat, completions, models):
+    for resource in (chat, completions, models, tokenize):
         app.register_blueprint(resource.make_blueprint(ready_service))
     errors.install(app)
     Access(config).install(app)

@@ -15,6 +15,11 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     port: int = option(8000, "TCP port; 0 takes a free one and prints it")
     served_model_name: str | None = option(None, "name that clients use in 'model'; default: the model as given")
+    reasoning: str = option(
+        "auto",
+        "auto: the thinking of models whose chat template knows it is a field of its own; none: it stays in the text",
+        choices=("auto", "none"),
+    )
     chat_template: str | None = option(None, "file with a Jinja chat template, instead of the checkpoint's own")
     shutdown_timeout: float = option(30.0, "seconds that running requests may take to finish after SIGTERM")
     keep_alive_interval: float = option(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import gevent
 
@@ -22,6 +23,7 @@ from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.metrics import Metrics
 
+Prepared = TypeVar("Prepared")
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 
@@ -50,7 +52,7 @@ class Service:
             "max_model_len": self.text.limits.max_model_len,
         }
 
-    def prepare(self, parse: Callable[[bytes], PreparedRequest], body: bytes) -> PreparedRequest:
+    def prepare(self, parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         """``parse(body)``, on a thread when it may take long. Raises RequestError."""
         if len(body) <= LARGE_BODY_BYTES:
             return parse(body)
@@ -79,7 +81,7 @@ def make_service(
         text = _with_template(text, Path(config.chat_template))
     model_name = config.served_model_name or engine_config.model
     limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
-    processor = TextProcessor(text, limits, [model_name])
+    processor = TextProcessor(text, limits, [model_name], splits_reasoning=config.reasoning == "auto")
     return Service(
         model_name,
         port,

@@ -61,6 +61,9 @@ class ChatRequest(_Common, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
 
 
@@ -72,9 +75,30 @@ class CompletionRequest(_Common, kw_only=True):
     echo: bool = False
 
 
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """The body of /tokenize: a prompt, or messages and what the chat template takes."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    tools: list[Any] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """The body of /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
 IGNORED = frozenset(
-    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options "
-    "parallel_tool_calls".split()
+    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
+    "prompt_cache_options".split()
 )
 
 # Field to the values that ask for nothing.
@@ -91,8 +115,6 @@ _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
 }
 _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "reasoning_effort": (),
@@ -109,14 +131,16 @@ _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
 }
 _NOT_YET_COMPLETION: dict[str, tuple[Any, ...]] = {"suffix": ("",), "prompt_embeds": ()}
 
-NOT_YET: dict[type[_Common], dict[str, tuple[Any, ...]]] = {
+NOT_YET: dict[type[msgspec.Struct], dict[str, tuple[Any, ...]]] = {
     ChatRequest: {**_NOT_YET_COMMON, **_NOT_YET_CHAT},
     CompletionRequest: {**_NOT_YET_COMMON, **_NOT_YET_COMPLETION},
+    TokenizeRequest: {},
+    DetokenizeRequest: {},
 }
 _TAKEN = {endpoint: frozenset(field.name for field in msgspec.structs.fields(endpoint)) for endpoint in NOT_YET}
 
 
-def select_fields(body: dict[str, Any], endpoint: type[_Common]) -> dict[str, Any]:
+def select_fields(body: dict[str, Any], endpoint: type[msgspec.Struct]) -> dict[str, Any]:
     """The fields that ``endpoint`` takes; raises RequestError for unknown ones and for those not supported yet."""
     taken, not_yet = _TAKEN[endpoint], NOT_YET[endpoint]
     chosen = {}

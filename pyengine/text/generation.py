@@ -110,7 +110,7 @@ class Generation:
         if not self.token_ids:
             self.num_cached_tokens = delta.num_cached_tokens
         # A stop token is counted but is no text, unless stops are to be seen.
-        hides_last = delta.finish_reason is FinishReason.STOP and not self.params.include_stop_str_in_output
+        hides_last = delta.stop_token_id is not None and not self.params.include_stop_str_in_output
         visible = delta.token_ids[:-1] if hides_last else delta.token_ids
         text, num_taken, stop = self._take(visible)
         if stop is not None:

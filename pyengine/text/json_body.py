@@ -39,6 +39,18 @@ def parse_object(body: bytes, max_bytes: int) -> dict[str, Any]:
     return value
 
 
+def parse_text_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in a string of a request, held to the same rules."""
+    try:
+        value = _decoder.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{where} is not valid JSON: {error}", param=where) from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{where} must hold a JSON object, got {_json_name(value)}", param=where)
+    _check_depth(value, where)
+    return value
+
+
 def shape(value: dict[str, Any], struct: type[Struct]) -> Struct:
     """The object as a struct, without conversions between types; RequestError names what does not fit."""
     try:
@@ -56,7 +68,7 @@ def _missing(message: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _check_depth(value: dict[str, Any]) -> None:
+def _check_depth(value: dict[str, Any], param: str | None = None) -> None:
     """Breadth first, so that the check itself needs no recursion."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
@@ -68,7 +80,8 @@ def _check_depth(value: dict[str, Any]) -> None:
         ]
         if not level:
             return
-    raise RequestError(f"the request body is nested deeper than {MAX_DEPTH} levels")
+    what = param or "the request body"
+    raise RequestError(f"{what} is nested deeper than {MAX_DEPTH} levels", param=param)
 
 
 def _json_name(value: object) -> str:

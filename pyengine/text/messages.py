@@ -1,7 +1,8 @@
 """Chat messages as clients send them, checked and brought to plain dictionaries.
 
 Text only: content is a string or a list of text parts; every other kind of part is refused by name, and nothing is ever
-fetched. Fields of an assistant message that clients echo back (``refusal``, ``annotations``, ...) pass when empty.
+fetched. Calls of tools in the history reach the template with their arguments as objects. Fields of an assistant's
+message that clients echo back (``refusal``, ``annotations``, ...) pass when empty.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from typing import Any
 
 from pyengine.errors import RequestError
 from pyengine.text.tokenizer import check_encodable
+from pyengine.text.tools import check_tool_calls
 
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 1 << 16
 
 # Known to OpenAI's API, and harmless while they say nothing.
-_NOT_YET = ("tool_calls", "tool_call_id", "function_call", "refusal", "annotations", "audio", "reasoning")
+_NOT_YET = ("function_call", "refusal", "annotations", "audio")
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:
@@ -34,19 +36,33 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise RequestError(f"{where} must be an object, got {type(message).__name__}", param=where)
     role = message.get("role")
-    if role in ("tool", "function"):
-        raise RequestError(f"{where}.role: {role} messages are not supported yet", param=f"{where}.role")
+    if role == "function":
+        raise RequestError(f"{where}.role: function messages are not supported yet, use tool", param=f"{where}.role")
     if role not in ROLES:
         raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.80}", param=f"{where}.role")
     checked = {"role": role, "content": _check_content(message.get("content"), role, f"{where}.content")}
+    own = _OWN_FIELDS.get(role, ())
+    if role == "tool" and message.get("tool_call_id") is None:
+        raise RequestError(f"{where}.tool_call_id is missing", param=f"{where}.tool_call_id")
     for key, value in message.items():
-        if key == "name" and value is not None:
-            checked["name"] = _check_text(value, f"{where}.name")
+        if key in ("name", *own):
+            checked.update(_check_own(key, value, f"{where}.{key}") if value is not None else {})
         elif key in _NOT_YET and value:
             raise RequestError(f"{where}.{key} is not supported yet", param=f"{where}.{key}")
         elif key not in ("role", "content", "name", *_NOT_YET):
             raise RequestError(f"{where} has an unknown field {key!r:.80}", param=f"{where}.{key}"[:120])
     return checked
+
+
+_OWN_FIELDS = {"tool": ("tool_call_id",), "assistant": ("tool_calls", "reasoning", "reasoning_content")}
+
+
+def _check_own(key: str, value: object, where: str) -> dict[str, Any]:
+    """A field as templates know it; thinking has two names among clients and one among templates."""
+    if key == "tool_calls":
+        calls = check_tool_calls(value, where)
+        return {"tool_calls": calls} if calls else {}
+    return {"reasoning_content" if key == "reasoning" else key: _check_text(value, where)}
 
 
 def _check_content(content: object, role: str, where: str) -> str | list[dict[str, str]]:

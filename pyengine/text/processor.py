@@ -7,6 +7,7 @@ are pure computation and may run in any thread; a long body is best prepared in 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,14 @@ from pyengine.sampling_params import SamplingParams
 from pyengine.text import validation
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
-from pyengine.text.fields import ChatRequest, CompletionRequest
+from pyengine.text.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
-from pyengine.text.tokenizer import Tokenizer, load_tokenizer
+from pyengine.text.message import MessageForm
+from pyengine.text.reasoning import find_reasoning_format, starts_inside
+from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
+from pyengine.text.tool_formats import find_tool_format
+from pyengine.text.tools import check_tools
 from pyengine.text.validation import AnswerForm, Limits, PreparedPrompt, PreparedRequest
 
 
@@ -69,11 +74,16 @@ def load_model_text(model: str | Path, tokenizer: str | Path | None = None, rand
 class TextProcessor:
     """Requests to ids, ids to text, for one model as its engine runs it."""
 
-    def __init__(self, text: ModelText, limits: Limits, served_names: Sequence[str] = ()):
+    def __init__(
+        self, text: ModelText, limits: Limits, served_names: Sequence[str] = (), splits_reasoning: bool = True
+    ):
         self.text = text
         self.tokenizer = text.tokenizer
         self.limits = limits
         self.served_names = tuple(served_names)
+        template = text.chat_template.source if text.chat_template is not None else ""
+        self.tool_format = find_tool_format(template)
+        self.reasoning = find_reasoning_format(template) if splits_reasoning else None
         # An id that the logits do not have can never be sampled, nor may it be asked for.
         self.eos_token_ids = tuple(i for i in text.tokenizer.eos_token_ids if i < limits.vocab_size)
 
@@ -87,16 +97,55 @@ class TextProcessor:
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
-        text = self.render(
-            request.messages,
-            request.chat_template_kwargs,
-            validation.generation_prompt(request),
-            request.continue_final_message,
-        )
+        tools = self._tools(request.tools, request.tool_choice)
+        text = self._render_chat(request, tools)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
-        return self._prepared(request, [self._prompt(ids, params, text, "messages")], self._form(request))
+        form = dataclasses.replace(self._form(request), message=self._message_form(request, tools, text))
+        return self._prepared(request, [self._prompt(ids, params, text, "messages")], form)
+
+    def _render_chat(self, request: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]) -> str:
+        opens = validation.generation_prompt(request)
+        continues = request.continue_final_message
+        return self.render(request.messages, request.chat_template_kwargs, opens, continues, tools or None)
+
+    def _tools(self, tools: object, choice: object) -> list[dict[str, Any]]:
+        """The tools to offer; refused where the chat template has no place for them or an unknown format."""
+        offered = check_tools(tools, choice)
+        if offered and self.text.chat_template is not None and self.tool_format is None:
+            raise RequestError("tools are not supported by this model's chat template", param="tools")
+        return offered
+
+    def _message_form(self, request: ChatRequest, tools: list[dict[str, Any]], prompt: str) -> MessageForm:
+        return MessageForm(
+            tools=self.tool_format if tools else None,
+            tool_names=frozenset(tool["function"]["name"] for tool in tools),
+            parallel_tool_calls=request.parallel_tool_calls,
+            reasoning=self.reasoning,
+            inside_reasoning=self.reasoning is not None and starts_inside(self.reasoning, prompt),
+        )
+
+    def tokenize(self, body: bytes) -> tuple[list[int], list[str] | None]:
+        """A /tokenize body: ids, and their texts where they are asked for."""
+        request = validation.parse(body, TokenizeRequest, self.limits)
+        validation.check_model(request.model, self.served_names)
+        if (request.prompt is None) == (request.messages is None):
+            raise RequestError("expected either prompt or messages", param="prompt")
+        if request.prompt is not None:
+            ids = self.tokenizer.encode(request.prompt, request.add_special_tokens is not False)
+        else:
+            text = self._render_chat(request, self._tools(request.tools, None))
+            ids = self.tokenizer.encode(text, bool(request.add_special_tokens))
+        return ids, [self.tokenizer.decode((i,), False) for i in ids] if request.return_token_strs else None
+
+    def detokenize(self, body: bytes) -> str:
+        """A /detokenize body: the text of its ids, special tokens included."""
+        request = validation.parse(body, DetokenizeRequest, self.limits)
+        validation.check_model(request.model, self.served_names)
+        if request.tokens:
+            validation.check_vocabulary(request.tokens, self.limits, "tokens")
+        return self.tokenizer.decode(request.tokens, skip_special_tokens=False)
 
     def prepare_completion(self, request: CompletionRequest) -> PreparedRequest:
         prompts = validation.split_prompts(request.prompt)
@@ -171,8 +220,10 @@ class TextProcessor:
 
     def generations(self, prompt: PreparedPrompt, form: AnswerForm | None = None) -> list[Generation]:
         """The n growing answers to a prompt."""
+        form = form or AnswerForm()
+        marks = unique_ids([self.tokenizer.token_to_id(mark) for mark in form.message.marks], self.limits.vocab_size)
         return [
-            Generation(self.tokenizer, prompt.params, prompt.token_ids, i, form is not None and form.return_token_ids)
+            Generation(self.tokenizer, prompt.params, prompt.token_ids, i, form.return_token_ids, frozenset(marks))
             for i in range(prompt.params.n)
         ]
 

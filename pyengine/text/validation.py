@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
 
 from pyengine.errors import RequestError
 from pyengine.protocol import Request
 from pyengine.sampling_params import MAX_LOGPROBS, SamplingParams
-from pyengine.text.fields import ChatRequest, CompletionRequest, select_fields
+from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
+from pyengine.text.message import MessageForm
 from pyengine.text.tokenizer import check_encodable
 
 DEFAULT_COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions generates when max_tokens is not given
 MAX_PRIORITY = 1 << 31
+TypedRequest = TypeVar("TypedRequest", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class AnswerForm:
         echo: the prompt's text comes before the generated one.
         return_token_ids: ids beside the text; log-probabilities are then given for every id, shown as text or not.
         tokens_as_ids: log-probabilities name a token ``token_id:7`` instead of by its text.
+        message: what a chat's answer is taken apart into.
     """
 
     echo: bool = False
     return_token_ids: bool = False
     tokens_as_ids: bool = False
+    message: MessageForm = field(default_factory=MessageForm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class PreparedRequest:
 
     prompts: tuple[PreparedPrompt, ...]
     eos_token_ids: tuple[int, ...]
-    form: AnswerForm = AnswerForm()
+    form: AnswerForm = field(default_factory=AnswerForm)
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
@@ -113,12 +117,17 @@ class PreparedRequest:
 
 def parse_chat(body: bytes, limits: Limits) -> ChatRequest:
     """A typed /v1/chat/completions body; ranges and messages are checked when it is prepared."""
-    return shape(select_fields(parse_object(body, limits.max_body_bytes), ChatRequest), ChatRequest)
+    return parse(body, ChatRequest, limits)
 
 
 def parse_completion(body: bytes, limits: Limits) -> CompletionRequest:
     """A typed /v1/completions body."""
-    return shape(select_fields(parse_object(body, limits.max_body_bytes), CompletionRequest), CompletionRequest)
+    return parse(body, CompletionRequest, limits)
+
+
+def parse(body: bytes, endpoint: type[TypedRequest], limits: Limits) -> TypedRequest:
+    """A body as the typed request of its endpoint."""
+    return shape(select_fields(parse_object(body, limits.max_body_bytes), endpoint), endpoint)
 
 
 def check_model(name: str | None, served_names: Sequence[str]) -> None:
@@ -134,7 +143,7 @@ def check_model(name: str | None, served_names: Sequence[str]) -> None:
 
 
 # Fields of a request that are SamplingParams under the same name.
-_SAMPLING = frozenset(field.name for field in msgspec.structs.fields(SamplingParams))
+_SAMPLING = frozenset(each.name for each in msgspec.structs.fields(SamplingParams))
 
 
 def sampling_params(
@@ -212,7 +221,7 @@ def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> N
         )
 
 
-def generation_prompt(request: ChatRequest) -> bool:
+def generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
     """Whether the template opens a new assistant message: yes, unless the last one is to be continued."""
     if request.continue_final_message and request.add_generation_prompt:
         raise RequestError(
@@ -289,13 +298,18 @@ def _all_ints(values: Sequence[object]) -> bool:
     return all(type(value) is int for value in values)
 
 
+def check_vocabulary(token_ids: list[int], limits: Limits, param: str) -> None:
+    """All of at least one id are within the logits' width."""
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < limits.vocab_size:
+            raise RequestError(_id_text(param, token_id, limits), param=param)
+
+
 def check_token_ids(token_ids: list[int], limits: Limits, param: str = "prompt") -> None:
     """Ids are within the logits' width and leave room for at least one output token."""
     if not token_ids:
         raise RequestError(f"{param} is empty", param=param)
-    for token_id in (min(token_ids), max(token_ids)):
-        if not 0 <= token_id < limits.vocab_size:
-            raise RequestError(_id_text(param, token_id, limits), param=param)
+    check_vocabulary(token_ids, limits, param)
     if len(token_ids) >= limits.max_model_len:
         raise RequestError(
             f"the prompt has {len(token_ids)} tokens, but prompt and output together may have {limits.max_model_len} "

@@ -32,9 +32,7 @@ def generate(
     make_shapes: Callable[[str, PreparedRequest, TextProcessor], Shapes],
 ) -> Response:
     """The body of both POST routes."""
-    if request.mimetype not in ("application/json", ""):
-        raise RequestError(f"Content-Type must be application/json, got {request.mimetype[:100]!r}", status=415)
-    prepared = salted(service.prepare(parse, request.get_data(cache=False)))
+    prepared = salted(service.prepare(parse, read_body()))
     answer = service.answer(prepared)
     shapes = make_shapes(service.model_name, prepared, service.text)
     watch = ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone)
@@ -47,6 +45,13 @@ def generate(
     return _whole(answer, shapes, watch)
 
 
+def read_body() -> bytes:
+    """The bytes of a JSON body. Raises RequestError (415) for other types."""
+    if request.mimetype not in ("application/json", ""):
+        raise RequestError(f"Content-Type must be application/json, got {request.mimetype[:100]!r}", status=415)
+    return request.get_data(cache=False)
+
+
 def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
     try:
         with watch:
@@ -54,7 +59,9 @@ def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
                 answer.next()
     finally:
         answer.close()
-    body = msgspec.json.encode(shapes.whole(answer.generations, answer.usage()))
+    whole = shapes.whole(answer.generations)
+    whole["usage"] = _usage(answer, shapes)
+    body = msgspec.json.encode(whole)
     return Response(body, mimetype="application/json")
 
 
@@ -67,12 +74,12 @@ def _stream(
         for choice in range(len(answer.generations)):
             opening = shapes.opening(choice)
             if opening is not None:
-                yield event(_with_usage(opening, answer))
+                yield event(_with_usage(opening, answer, shapes))
         while not answer.finished:
             chunks = b"".join(_events(answer, shapes, keep_alive_s))
             yield chunks or KEEP_ALIVE
         if answer.prepared.include_usage:
-            yield event(shapes.usage_chunk(answer.usage()))
+            yield event(shapes.usage_chunk(_usage(answer, shapes)))
         yield DONE
     except ConnectionError:
         return  # nobody is left to tell
@@ -87,14 +94,22 @@ def _stream(
 
 def _events(answer: Answer, shapes: Shapes, timeout_s: float | None) -> Iterator[bytes]:
     for choice, delta in answer.next(timeout_s):
-        for chunk in shapes.chunks(choice, delta):
-            yield event(_with_usage(chunk, answer))
+        for chunk in shapes.chunks(choice, answer.generations[choice], delta):
+            yield event(_with_usage(chunk, answer, shapes))
 
 
-def _with_usage(chunk: dict, answer: Answer) -> dict:
+def _with_usage(chunk: dict, answer: Answer, shapes: Shapes) -> dict:
     """``stream_options``: usage so far on every chunk (continuous), or null until the last one (include_usage)."""
     if answer.prepared.continuous_usage:
-        chunk["usage"] = answer.usage()
+        chunk["usage"] = _usage(answer, shapes)
     elif answer.prepared.include_usage:
         chunk["usage"] = None
     return chunk
+
+
+def _usage(answer: Answer, shapes: Shapes) -> dict:
+    usage = answer.usage()
+    num_reasoning = shapes.num_reasoning_tokens
+    if num_reasoning is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+    return usage

@@ -8,7 +8,9 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from pyengine.text.answer_parts import CallBegin, Content, Part, Reasoning
 from pyengine.text.generation import Generation, TextDelta
+from pyengine.text.message import Message
 from pyengine.text.processor import TextProcessor
 from pyengine.text.validation import PreparedPrompt, PreparedRequest
 from server.openai.logprobs import LogprobShapes
@@ -55,28 +57,59 @@ class _Shapes:
         return self._prepared.prompts[choice // self._prepared.prompts[0].params.n]
 
 
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
 class ChatShapes(_Shapes):
     """``chat.completion`` and its chunks. One object for each answer."""
 
     def __init__(self, model: str, prepared: PreparedRequest, text: TextProcessor):
         super().__init__(Head("chatcmpl", model), prepared, text)
+        self._messages: dict[int, Message] = {}
+        self._call_id_chars = self._form.message.tools.call_id_chars if self._form.message.tools else 0
 
-    def whole(self, generations: list[Generation], usage: dict) -> dict:
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """None where the model does not think."""
+        if self._form.message.reasoning is None:
+            return None
+        return sum(message.num_reasoning_tokens for message in self._messages.values())
+
+    def whole(self, generations: list[Generation]) -> dict:
         choices = [self._whole_choice(i, generation) for i, generation in enumerate(generations)]
         ids = {"prompt_token_ids": self._prompt_of(0).token_ids} if self._form.return_token_ids else {}
-        return self.head.envelope("chat.completion", choices, usage=usage, **ids)
+        return self.head.envelope("chat.completion", choices, **ids)
 
     def _whole_choice(self, index: int, generation: Generation) -> dict:
+        message = self._messages[index] = Message.whole(self._form.message, generation)
         choice = {
             "index": index,
-            "message": {"role": "assistant", "content": generation.text, "refusal": None},
+            "message": self._whole_message(message),
             "logprobs": self._logprobs.chat(generation.scored) if self._wants_logprobs else None,
-            "finish_reason": generation.finish_reason,
+            "finish_reason": message.finish_reason(generation.finish_reason),
             "stop_reason": generation.stop_reason,
         }
         if self._form.return_token_ids:
             choice["token_ids"] = generation.token_ids
         return choice
+
+    def _whole_message(self, message: Message) -> dict:
+        content = message.content
+        shape = {"role": "assistant", "content": content or (None if message.calls or message.reasoning else "")}
+        shape["refusal"] = None
+        if self._form.message.reasoning is not None:
+            shape["reasoning"] = message.reasoning or None
+        if message.calls:
+            shape["tool_calls"] = [
+                self._call(call.name) | {"function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.calls
+            ]
+        return shape
+
+    def _call(self, name: str) -> dict:
+        call_id = secrets.token_hex(16)[: self._call_id_chars] if self._call_id_chars else _call_id()
+        return {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
 
     def opening(self, index: int) -> dict | None:
         chunk = self._chunk([self._choice(index, {"role": "assistant", "content": ""})])
@@ -84,19 +117,32 @@ class ChatShapes(_Shapes):
             chunk["prompt_token_ids"] = self._prompt_of(index).token_ids
         return chunk
 
-    def chunks(self, index: int, delta: TextDelta) -> list[dict]:
+    def chunks(self, index: int, generation: Generation, delta: TextDelta) -> list[dict]:
         """Text first, the reason for the end in a chunk of its own."""
-        choices = [self._choice(index, {"content": delta.text})] if delta.text else []
+        if index not in self._messages:
+            self._messages[index] = Message(self._form.message, generation)
+        message = self._messages[index]
+        choices = [self._choice(index, self._delta(part)) for part in message.push(delta)]
         if delta.finish_reason is not None:
-            end = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+            end = {"finish_reason": message.finish_reason(delta.finish_reason), "stop_reason": delta.stop_reason}
             choices.append({**self._choice(index, {}), **end})
-        elif not choices and ((self._form.return_token_ids and delta.token_ids) or delta.scored):
+        elif not choices and (delta.scored or (self._form.return_token_ids and delta.token_ids)):
             choices.append(self._choice(index, {}))
         if choices and delta.scored:
             choices[0]["logprobs"] = self._logprobs.chat(delta.scored)
         if choices and self._form.return_token_ids:
             choices[0]["token_ids"] = list(delta.token_ids)
         return [self._chunk([choice]) for choice in choices]
+
+    def _delta(self, part: Part) -> dict:
+        """A part in a chunk's ``delta``: a call's id and name come once, its arguments in pieces."""
+        if isinstance(part, Content):
+            return {"content": part.text}
+        if isinstance(part, Reasoning):
+            return {"reasoning": part.text}
+        if isinstance(part, CallBegin):
+            return {"tool_calls": [{"index": part.index, **self._call(part.name)}]}
+        return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
 
     def usage_chunk(self, usage: dict) -> dict:
         return self._chunk([], usage=usage)
@@ -116,9 +162,11 @@ class CompletionShapes(_Shapes):
         super().__init__(Head("cmpl", model), prepared, text)
         self._echoes = [text.prompt_text(prompt) if self._form.echo else "" for prompt in prepared.prompts]
 
-    def whole(self, generations: list[Generation], usage: dict) -> dict:
+    num_reasoning_tokens = None  # a completion is text as it comes
+
+    def whole(self, generations: list[Generation]) -> dict:
         choices = [self._whole_choice(i, generation) for i, generation in enumerate(generations)]
-        return self.head.envelope("text_completion", choices, usage=usage)
+        return self.head.envelope("text_completion", choices)
 
     def _whole_choice(self, index: int, generation: Generation) -> dict:
         text = self._echo(index) + generation.text
@@ -139,7 +187,7 @@ class CompletionShapes(_Shapes):
             choice["prompt_token_ids"] = self._prompt_of(index).token_ids
         return self._chunk(choice)
 
-    def chunks(self, index: int, delta: TextDelta) -> list[dict]:
+    def chunks(self, index: int, generation: Generation, delta: TextDelta) -> list[dict]:
         """Text first, the reason for the end in a chunk of its own."""
         wants_ids = self._form.return_token_ids
         choices = []

@@ -1,0 +1,112 @@
+"""Tools as a request offers them: checked, and brought to what chat templates take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyengine.errors import RequestError
+from pyengine.text.json_body import parse_text_object
+from pyengine.text.tokenizer import check_encodable
+from pyengine.text.tool_parser import TOOL_NAME
+
+MAX_TOOLS = 256
+CHOICES = ("none", "auto", "required")
+
+
+def check_tools(tools: object, choice: object) -> list[dict[str, Any]]:
+    """The tools that the model is offered, [] when ``tool_choice`` is none. Raises RequestError.
+
+    ``tools`` and ``choice`` are None where the request does not have them.
+    """
+    if tools is None:
+        if choice not in (None, "none"):
+            raise RequestError("tool_choice is only allowed with tools", param="tool_choice")
+        return []
+    if not isinstance(tools, list) or not tools:
+        raise RequestError("tools must be a list of at least one tool", param="tools")
+    if len(tools) > MAX_TOOLS:
+        raise RequestError(f"at most {MAX_TOOLS} tools are allowed, got {len(tools)}", param="tools")
+    checked = [_check_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    _check_choice(choice, {tool["function"]["name"] for tool in checked})
+    return [] if choice == "none" else checked
+
+
+def _check_choice(choice: object, names: set[str]) -> None:
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if choice.get("type") != "function" or not isinstance(name, str):
+            raise RequestError(
+                'tool_choice must be {"type": "function", "function": {"name": ...}}', param="tool_choice"
+            )
+        if name not in names:
+            raise RequestError(f"tool_choice names {name!r:.80}, which is not among the tools", param="tool_choice")
+        raise RequestError("tool_choice with the name of a tool is not supported yet", param="tool_choice")
+    if choice is not None and choice not in CHOICES:
+        raise RequestError(
+            f"tool_choice must be one of {', '.join(CHOICES)} or name a tool, got {choice!r:.80}", param="tool_choice"
+        )
+    if choice == "required":
+        raise RequestError("tool_choice required is not supported yet", param="tool_choice")
+
+
+def _check_tool(tool: object, where: str) -> dict[str, Any]:
+    tool = _object(tool, where, ("type", "function"))
+    if tool.get("type") != "function":
+        raise RequestError(f"{where}.type must be function, got {tool.get('type')!r:.80}", param=f"{where}.type")
+    function = _object(tool.get("function"), f"{where}.function", ("name", "description", "parameters", "strict"))
+    name = function.get("name")
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+        raise RequestError(
+            f"{where}.function.name must be 1 to 64 letters, digits, dots, dashes or underscores, got {name!r:.80}",
+            param=f"{where}.function.name",
+        )
+    if function.get("strict"):
+        raise RequestError(f"{where}.function.strict is not supported yet", param=f"{where}.function.strict")
+    description, parameters = function.get("description"), function.get("parameters")
+    if description is not None and not isinstance(description, str):
+        raise RequestError(f"{where}.function.description must be a string", param=f"{where}.function.description")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise RequestError(
+            f"{where}.function.parameters must be a JSON schema object", param=f"{where}.function.parameters"
+        )
+    shown = {"name": name, "description": description or "", "parameters": parameters or _NO_PARAMETERS}
+    return {"type": "function", "function": shown}
+
+
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+def check_tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
+    """``tool_calls`` of an assistant message in the history, with arguments as objects, as templates expect them."""
+    if not isinstance(calls, list):
+        raise RequestError(f"{where} must be a list", param=where)
+    return [_check_call(call, f"{where}[{i}]") for i, call in enumerate(calls)]
+
+
+def _check_call(call: object, where: str) -> dict[str, Any]:
+    call = _object(call, where, ("id", "type", "function", "index"))
+    if call.get("type", "function") != "function":
+        raise RequestError(f"{where}.type must be function, got {call.get('type')!r:.80}", param=f"{where}.type")
+    function = _object(call.get("function"), f"{where}.function", ("name", "arguments"))
+    call_id, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
+    if not isinstance(call_id, str):
+        raise RequestError(f"{where}.id must be a string", param=f"{where}.id")
+    if not isinstance(name, str):
+        raise RequestError(f"{where}.function.name must be a string", param=f"{where}.function.name")
+    check_encodable(call_id, f"{where}.id")
+    check_encodable(name, f"{where}.function.name")
+    if isinstance(arguments, str):
+        arguments = parse_text_object(arguments or "{}", f"{where}.function.arguments")
+    elif not isinstance(arguments, dict):
+        raise RequestError(f"{where}.function.arguments must be a string of JSON", param=f"{where}.function.arguments")
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _object(value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{where} must be an object, got {type(value).__name__}", param=where)
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=f"{where}.{unknown}"[:120])
+    return value
