@@ -254,12 +254,13 @@ void check_row(const std::vector<float>& row, int32_t target, int32_t k, int64_t
 }
 
 void test_logprobs(int64_t vocab, int32_t k, int64_t offset, int64_t gap) {
-  Logits logits(6, vocab, offset, gap);
+  Logits logits(7, vocab, offset, gap);
   logits.fill(11, k == 20 ? 6 : 1 << 20);  // few values: thousands of ties
   for (int64_t v = 0; v < vocab; ++v) {
     logits.at(3, v) = static_cast<float>(v % 8000);  // a thread's logits are neighbours in order
     logits.at(4, v) = v == vocab / 2 ? 1.5f : v < vocab / 2 ? -kInf : 0.0f;
     logits.at(5, v) = 0.25f;
+    logits.at(6, v) = -static_cast<float>(v % 1024 / 4);  // all of the largest are a few threads'
   }
   logits.at(0, 0) = 1;
   std::vector<int32_t> targets = {0,
@@ -267,10 +268,11 @@ void test_logprobs(int64_t vocab, int32_t k, int64_t offset, int64_t gap) {
                                   -1,
                                   static_cast<int32_t>(vocab / 2),
                                   static_cast<int32_t>(vocab / 2),
-                                  static_cast<int32_t>(vocab - 1)};
-  Results got(6, k);
+                                  static_cast<int32_t>(vocab - 1),
+                                  0};
+  Results got(7, k);
   run_logprobs(logits, targets, k, &got);
-  for (int64_t b = 0; b < 6; ++b) {
+  for (int64_t b = 0; b < 7; ++b) {
     if (b != 2) check_row(logits.row(b), targets[static_cast<size_t>(b)], k, b, got);
   }
   EXPECT(got.target_logprobs.untouched(2, 1) && got.target_ranks.untouched(2, 1) && got.top_ids.untouched(2 * k, k) &&

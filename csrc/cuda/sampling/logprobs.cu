@@ -44,9 +44,10 @@ struct Segments {
   int32_t num_segments;
 };
 
-// (logit, token) as one integer that is never 0: the larger logit is larger, among equals the lower id; NaN is least.
+// (logit, token) as one integer that is never 0: the larger logit is larger, among equals the lower id. A NaN stands
+// anywhere; it makes the sum a NaN and so all log-probabilities.
 __device__ __forceinline__ uint64_t rank_key(float x, int32_t token) {
-  return uint64_t{x == x ? order_key(x) : 0u} << 32 | static_cast<uint32_t>(~token);
+  return uint64_t{order_key(x)} << 32 | static_cast<uint32_t>(~token);
 }
 __device__ __forceinline__ float logit_of(uint64_t key) { return value_of(static_cast<uint32_t>(key >> 32)); }
 __device__ __forceinline__ int32_t id_of(uint64_t key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
@@ -84,11 +85,11 @@ __device__ __forceinline__ void load_share(const float* logits, Share* share) {
 }
 
 struct ScanShared {
+  uint64_t survivors[kMaxSurvivors];
   uint64_t best[kScanBlock / kWarpSize];
   float sum[kScanBlock / kWarpSize];
   int32_t larger[kScanBlock / kWarpSize];
   int32_t num_survivors;
-  uint64_t survivors[kMaxSurvivors];
 };
 
 // The smallest prefix of bits that exactly k of the threads' best reach, or 1 when no more than k threads have any.
