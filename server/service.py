@@ -24,6 +24,7 @@ from server.engine_client import EngineClient
 from server.metrics import Metrics
 
 Prepared = TypeVar("Prepared")
+COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"')  # a grammar may take a tenth of a second
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 
@@ -54,7 +55,7 @@ class Service:
 
     def prepare(self, parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         """``parse(body)``, on a thread when it may take long. Raises RequestError."""
-        if len(body) <= LARGE_BODY_BYTES:
+        if len(body) <= LARGE_BODY_BYTES and not any(field in body for field in COMPILED_FIELDS):
             return parse(body)
         return gevent.get_hub().threadpool.apply(parse, (body,))
 

@@ -48,6 +48,8 @@ class _Common(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     priority: int = 0
     cache_salt: str = ""
 
@@ -110,8 +112,6 @@ _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "spaces_between_special_tokens": (True,),
     "truncation_side": ("left",),
-    "structured_outputs": (),
-    "response_format": ({"type": "text"},),
 }
 _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),

@@ -17,6 +17,7 @@ import msgspec
 from pyengine.errors import RequestError
 from pyengine.protocol import Request
 from pyengine.sampling_params import MAX_LOGPROBS, SamplingParams
+from pyengine.text.constraints import grammar_of
 from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.message import MessageForm
@@ -152,6 +153,7 @@ def sampling_params(
     """The request's parameters over the checkpoint's defaults. Raises RequestError naming the field out of range."""
     given = {name: getattr(request, name) for name in request.__struct_fields__ if name in _SAMPLING}
     given["logit_bias"] = _bias_by_id(request.logit_bias)
+    given["grammar"] = grammar_of(request.response_format, request.structured_outputs)
     if isinstance(request, ChatRequest):
         given["logprobs"] = _chat_logprobs(request)
     values = {**defaults, **{name: value for name, value in given.items() if value is not None}}

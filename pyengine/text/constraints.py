@@ -1,0 +1,48 @@
+"""What the output must match: ``response_format`` (OpenAI) and ``structured_outputs`` (vLLM), both as one grammar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyengine.errors import RequestError
+
+
+def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[str, Any] | None) -> str | None:
+    """The grammar that a request asks for, None when it asks for none. Raises RequestError naming the field."""
+    spec = _from_response_format(response_format)
+    if structured_outputs is None and spec is None:
+        return None
+    if structured_outputs is not None and spec is not None:
+        raise RequestError("give either response_format or structured_outputs, not both", param="structured_outputs")
+    from pyengine.structured.grammar import compile_grammar  # llguidance is loaded when somebody needs it
+
+    if spec is not None:
+        return compile_grammar(spec, "response_format")
+    return compile_grammar(structured_outputs, "structured_outputs")
+
+
+def _from_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    kind = value.get("type")
+    allowed = {"text": {"type"}, "json_object": {"type"}, "json_schema": {"type", "json_schema"}}
+    if kind not in allowed:
+        raise RequestError(
+            f"response_format.type must be text, json_object or json_schema, got {kind!r:.80}", param="response_format"
+        )
+    unknown = next((key for key in value if key not in allowed[kind]), None)
+    if unknown is not None:
+        raise RequestError(f"response_format of type {kind} has no field {unknown!r:.80}", param="response_format")
+    if kind == "text":
+        return None
+    return {"json_object": True} if kind == "json_object" else {"json": _schema(value.get("json_schema"))}
+
+
+def _schema(value: object) -> dict[str, Any]:
+    """The schema inside ``{"name": ..., "schema": {...}, "strict": ...}``; strict or not, the grammar enforces it."""
+    if not isinstance(value, dict) or not isinstance(value.get("schema"), dict):
+        raise RequestError("response_format.json_schema needs a schema object", param="response_format")
+    unknown = next((key for key in value if key not in ("name", "description", "schema", "strict")), None)
+    if unknown is not None:
+        raise RequestError(f"response_format.json_schema has no field {unknown!r:.80}", param="response_format")
+    return value["schema"]

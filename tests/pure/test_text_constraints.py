@@ -1,0 +1,46 @@
+"""response_format and structured_outputs become grammars, or a 400 that names the field."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyengine.errors import RequestError
+from pyengine.text.constraints import grammar_of
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+def test_nothing_asked_for_is_no_grammar():
+    assert grammar_of(None, None) is None and grammar_of({"type": "text"}, None) is None
+
+
+def test_both_spellings_of_a_schema_are_one_grammar():
+    openai = grammar_of({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}, None)
+    assert openai == grammar_of(None, {"json": SCHEMA}) and "integer" in openai
+
+
+@pytest.mark.parametrize(
+    "spec", [{"regex": "a+"}, {"choice": ["a", "b"]}, {"grammar": 'start: "a"'}, {"json_object": True}]
+)
+def test_other_kinds(spec):
+    assert grammar_of(None, spec)
+
+
+@pytest.mark.parametrize(
+    "response_format, structured, param",
+    [
+        ({"type": "xml"}, None, "response_format"),
+        ({}, None, "response_format"),
+        ({"type": "json_schema"}, None, "response_format"),
+        ({"type": "json_schema", "json_schema": {"schema": 5}}, None, "response_format"),
+        ({"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}, None, "response_format"),
+        ({"type": "json_object", "extra": 1}, None, "response_format"),
+        ({"type": "json_object"}, {"regex": "a"}, "structured_outputs"),
+        (None, {}, "structured_outputs"),
+        (None, {"regex": "(", "choice": ["a"]}, "structured_outputs"),
+    ],
+)
+def test_what_cannot_be_is_named(response_format, structured, param):
+    with pytest.raises(RequestError) as caught:
+        grammar_of(response_format, structured)
+    assert caught.value.param == param
