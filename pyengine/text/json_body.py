@@ -18,6 +18,8 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 MAX_DEPTH = 64
 
 _decoder = msgspec.json.Decoder()
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_BYTE = re.compile(r"\(byte (\d+)\)")
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -30,13 +32,24 @@ def parse_object(body: bytes, max_bytes: int) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError(f"the request body is not UTF-8: {error.reason} at byte {error.start}") from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise RequestError(f"the request body is not valid JSON: {error}") from None
+        raise RequestError(f"the request body is not valid JSON: {error}{_hint(body, str(error))}") from None
     except RecursionError:
         raise RequestError("the request body is nested too deeply") from None
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, got {_json_name(value)}")
     _check_depth(value)
     return value
+
+
+def _hint(body: bytes, error: str) -> str:
+    """What stands where the decoder gave up; of surrogates it only says that something is missing."""
+    if _SURROGATE.search(body):
+        return "; is there a lone surrogate, half of a \\ud83d\\ude00 pair?"
+    place = _BYTE.search(error)
+    if place is None:
+        return ""
+    start = int(place.group(1))
+    return f", at {body[start : start + 12].decode('utf-8', 'replace')!r}"
 
 
 def parse_text_object(text: str, where: str) -> dict[str, Any]:

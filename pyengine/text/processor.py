@@ -16,6 +16,7 @@ from typing import Any
 from pyengine.errors import ModelError, RequestError
 from pyengine.sampling_params import SamplingParams
 from pyengine.text import validation
+from pyengine.text.anthropic import parse_count, parse_messages
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
 from pyengine.text.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -94,6 +95,17 @@ class TextProcessor:
     def completion(self, body: bytes) -> PreparedRequest:
         """A /v1/completions body, parsed, checked and tokenised."""
         return self.prepare_completion(validation.parse_completion(body, self.limits))
+
+    def anthropic(self, body: bytes) -> PreparedRequest:
+        """A /v1/messages body, parsed, checked, rendered and tokenised."""
+        return self.prepare_chat(parse_messages(body, self.limits))
+
+    def anthropic_count(self, body: bytes) -> int:
+        """How many tokens the prompt of a /v1/messages body has."""
+        request = parse_count(body, self.limits)
+        validation.check_model(request.model, self.served_names)
+        text = self._render_chat(request, self._tools(request.tools, request.tool_choice))
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)

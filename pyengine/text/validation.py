@@ -25,6 +25,7 @@ from pyengine.text.tokenizer import check_encodable
 
 DEFAULT_COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions generates when max_tokens is not given
 MAX_PRIORITY = 1 << 31
+LARGEST = 1 << 1023  # numbers beyond a double are refused, as everywhere in a body
 TypedRequest = TypeVar("TypedRequest", bound=msgspec.Struct)
 
 
@@ -162,7 +163,7 @@ def sampling_params(
             values["max_tokens"] = request.max_completion_tokens
     else:
         values.setdefault("max_tokens", DEFAULT_COMPLETION_TOKENS)
-    if "max_tokens" in values:  # more than the context is no error, it is clamped
+    if values.get("max_tokens", LARGEST) < LARGEST:  # more than the context is no error, it is clamped
         values["max_tokens"] = min(values["max_tokens"], max(limits.max_model_len, values.get("min_tokens", 0)))
     try:
         return check_params(SamplingParams(**values), limits)

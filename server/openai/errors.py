@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from pyengine.admission import QueueFull
 from pyengine.errors import RequestError
+from server.anthropic.shapes import error_body as anthropic_error_body
 from server.engine_client import EngineDead, SequenceFailed
 from server.request_id import ENVIRON_KEY
 from server.state import ServerStopping
@@ -54,9 +55,16 @@ def log_bug(error: BaseException, request_id: str) -> None:
         traceback.print_exception(error)
 
 
+def _response(body: dict, status: int) -> Response:
+    """The body as JSON, for Anthropic's routes in Anthropic's shape."""
+    if request.path.startswith("/v1/messages"):
+        body = anthropic_error_body(body["error"]["message"], status)
+    return Response(json.dumps(body), status, mimetype="application/json")
+
+
 def error_response(error: BaseException) -> Response:
     body, status = body_of(error)
-    response = Response(json.dumps(body), status, mimetype="application/json")
+    response = _response(body, status)
     if status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="pyengine"'
     if status in (429, 503):
@@ -82,7 +90,7 @@ def install(app: Flask) -> None:
             text = f"no such route; this server has {', '.join(sorted(routes))}"
         elif isinstance(error, MethodNotAllowed):
             text = f"this route takes {', '.join(sorted(set(error.valid_methods or ()) - {'HEAD', 'OPTIONS'}))}"
-        response = Response(json.dumps(error_body(text, error.code or 500)), error.code, mimetype="application/json")
+        response = _response(error_body(text, error.code or 500), error.code or 500)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(error.valid_methods)
         return response

@@ -191,8 +191,10 @@ def test_a_large_body_is_refused_before_it_is_read(server):
 
 
 def test_max_tokens_beyond_the_context_is_clamped(client):
-    answer = client.completions.create(model="smollm2-135m", prompt="Hi", temperature=0, max_tokens=100_000, stop=["."])
-    assert answer.choices[0].finish_reason in ("stop", "length")
+    answer = client.completions.create(
+        model="smollm2-135m", prompt="The capital of France is", temperature=0, max_tokens=100_000, stop=["."]
+    )
+    assert answer.choices[0].finish_reason == "stop"
 
 
 def test_operators_routes(server):

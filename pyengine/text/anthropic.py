@@ -1,0 +1,184 @@
+"""Anthropic's Messages API as a chat request: the same fields under other names, content in blocks.
+
+Only the shapes are translated here; ranges, tools and lengths are checked where every chat's are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pyengine.errors import RequestError
+from pyengine.text.fields import ChatRequest
+from pyengine.text.json_body import parse_object, shape
+from pyengine.text.validation import Limits
+
+
+class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of /v1/messages/count_tokens: what becomes the prompt."""
+
+    messages: list[dict[str, Any]]
+    model: str | None = None
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+
+
+class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
+    """The body of /v1/messages."""
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+    stream: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: Any = None
+    service_tier: Any = None
+
+
+def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
+    """A /v1/messages body. Raises RequestError."""
+    request = shape(_given(body, limits), MessagesRequest)
+    chat = _chat(request)
+    for name in ("stream", "temperature", "top_p", "top_k", "max_tokens"):
+        setattr(chat, name, getattr(request, name))
+    chat.stop = request.stop_sequences
+    return chat
+
+
+def parse_count(body: bytes, limits: Limits) -> ChatRequest:
+    """A /v1/messages/count_tokens body. Raises RequestError."""
+    return _chat(shape(_given(body, limits), CountRequest))
+
+
+def _given(body: bytes, limits: Limits) -> dict[str, Any]:
+    return {name: value for name, value in parse_object(body, limits.max_body_bytes).items() if value is not None}
+
+
+def _chat(request: CountRequest) -> ChatRequest:
+    messages = []
+    if request.system is not None:
+        messages.append({"role": "system", "content": _text(request.system, "system")})
+    for i, message in enumerate(request.messages):
+        messages += _messages_of(message, f"messages[{i}]")
+    choice = request.tool_choice or {}
+    return ChatRequest(
+        messages=messages,
+        model=request.model,
+        tools=None if request.tools is None else [_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)],
+        tool_choice=_choice(choice) if request.tools else None,
+        parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
+        continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
+    )
+
+
+def _messages_of(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """One message as the several that chat templates know: each tool's result is one of its own."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant"):
+        raise RequestError(f"{where}.role must be user or assistant, got {role!r:.80}", param=f"{where}.role")
+    _check_known(message, where, ("role", "content"))
+    if not isinstance(content, list):
+        return [{"role": role, "content": _text(content, f"{where}.content")}]
+    blocks = [_block(block, f"{where}.content[{i}]") for i, block in enumerate(content)]
+    return _assistant(blocks, where) if role == "assistant" else _user(blocks, where)
+
+
+def _assistant(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    texts, calls, thoughts = [], [], []
+    for i, block in enumerate(blocks):
+        at = f"{where}.content[{i}]"
+        if block["type"] == "text":
+            texts.append(_text(block.get("text"), at))
+        elif block["type"] == "thinking":
+            thoughts.append(_text(block.get("thinking"), at))
+        elif block["type"] == "tool_use":
+            function = {"name": block.get("name"), "arguments": block.get("input", {})}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        else:
+            raise _no_place(block, at)
+    message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}
+    if calls:
+        message["tool_calls"] = calls
+    if thoughts:
+        message["reasoning"] = "\n".join(thoughts)
+    return [message]
+
+
+def _user(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for i, block in enumerate(blocks):
+        at = f"{where}.content[{i}]"
+        if block["type"] == "tool_result":
+            content = _text(block.get("content", ""), f"{at}.content")
+            messages.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content})
+        elif block["type"] != "text":
+            raise _no_place(block, at)
+        elif messages and messages[-1]["role"] == "user":
+            messages[-1]["content"] += "\n" + _text(block.get("text"), at)
+        else:
+            messages.append({"role": "user", "content": _text(block.get("text"), at)})
+    return messages
+
+
+def _no_place(block: dict[str, Any], where: str) -> RequestError:
+    return RequestError(f"{where}: blocks of type {block['type']!r:.80} are not supported here", param=where)
+
+
+_BLOCK_FIELDS = {
+    "text": ("text", "citations"),
+    "thinking": ("thinking", "signature"),
+    "tool_use": ("id", "name", "input"),
+    "tool_result": ("tool_use_id", "content", "is_error"),
+}
+
+
+def _block(block: object, where: str) -> dict[str, Any]:
+    if not isinstance(block, dict):
+        raise RequestError(f"{where} must be an object, got {type(block).__name__}", param=where)
+    kind = block.get("type")
+    if not isinstance(kind, str) or kind not in _BLOCK_FIELDS:
+        raise RequestError(f"{where}: blocks of type {kind!r:.80} are not supported", param=f"{where}.type")
+    _check_known(block, where, ("type", "cache_control", *_BLOCK_FIELDS[kind]))
+    return block
+
+
+def _check_known(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+
+
+def _text(content: object, where: str) -> str:
+    """A string, or text blocks as one."""
+    if isinstance(content, list):
+        blocks = [_block(block, f"{where}[{i}]") for i, block in enumerate(content)]
+        wrong = next((i for i, block in enumerate(blocks) if block["type"] != "text"), None)
+        if wrong is not None:
+            raise _no_place(blocks[wrong], f"{where}[{wrong}]")
+        return "\n".join(_text(block.get("text"), where) for block in blocks)
+    if not isinstance(content, str):
+        raise RequestError(f"{where} must be a string or text blocks, got {type(content).__name__}", param=where)
+    return content
+
+
+def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
+    if tool.get("type", "custom") != "custom":
+        raise RequestError(f"{where}: tools of type {tool['type']!r:.80} are not supported", param=f"{where}.type")
+    _check_known(tool, where, ("type", "name", "description", "input_schema", "cache_control"))
+    function = {"name": tool.get("name"), "description": tool.get("description")}
+    return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
+
+
+def _choice(choice: dict[str, Any]) -> object:
+    """``tool_choice`` as chat knows it."""
+    _check_known(choice, "tool_choice", ("type", "name", "disable_parallel_tool_use"))
+    kind = choice.get("type", "auto")
+    if kind == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if kind not in ("auto", "none", "any"):
+        raise RequestError(f"tool_choice.type must be auto, any, tool or none, got {kind!r:.80}", param="tool_choice")
+    return "required" if kind == "any" else kind

@@ -1,0 +1,165 @@
+"""Anthropic's messages: what becomes of a body, and the events of an answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from text_helpers import bpe_tokenizer
+
+from pyengine.errors import RequestError
+from pyengine.protocol import FinishReason, TokenDelta
+from pyengine.text.chat_template import ChatTemplate
+from pyengine.text.processor import ModelText, TextProcessor
+from pyengine.text.validation import Limits
+from server.anthropic.shapes import MessageShapes, error_body, event
+
+BPE = bpe_tokenizer()
+TEMPLATE = (
+    "{% for t in tools or [] %}<tool>{{ t.function.name }}</tool>{% endfor %}{% for m in messages %}[{{ m.role }}]"
+    "{{ m.reasoning_content }}{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}"
+    "</tool_call>{% endfor %}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}{# </think> #}"
+)
+PROCESSOR = TextProcessor(
+    ModelText(BPE, ChatTemplate(TEMPLATE, BPE.facts.named_tokens)),
+    Limits(max_model_len=2048, vocab_size=BPE.vocab_size),
+)
+TOOL = {
+    "name": "weather",
+    "description": "d",
+    "input_schema": {"type": "object"},
+    "cache_control": {"type": "ephemeral"},
+}
+HI = {"role": "user", "content": "hi"}
+
+
+def prepare(**fields: object):
+    return PROCESSOR.anthropic(json.dumps({"messages": [HI], "max_tokens": 9, **fields}).encode())
+
+
+def test_fields_arrive():
+    request = prepare(
+        system=[
+            {"type": "text", "text": "be"},
+            {"type": "text", "text": "nice", "cache_control": {"type": "ephemeral"}},
+        ],
+        stop_sequences=["X"],
+        temperature=0.5,
+        top_p=0.9,
+        top_k=3,
+        stream=True,
+        metadata={"user_id": "u"},
+        tools=[TOOL],
+        tool_choice={"type": "auto", "disable_parallel_tool_use": True},
+        thinking={"type": "disabled"},
+    )
+    params = request.prompts[0].params
+    assert (params.temperature, params.top_p, params.top_k, params.stop, params.max_tokens) == (0.5, 0.9, 3, ("X",), 9)
+    assert request.stream and not request.form.message.parallel_tool_calls
+    assert request.form.message.tool_names == {"weather"}
+    assert request.prompts[0].text == "<tool>weather</tool>[system]be\nnice[user]hi[go]"
+    assert PROCESSOR.anthropic_count(json.dumps({"messages": [HI]}).encode()) == len(BPE.encode("[user]hi[go]", False))
+
+
+def test_history_of_calls():
+    messages = [
+        HI,
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "s"},
+                {"type": "text", "text": "see"},
+                {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Bern"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "rain"}]},
+                {"type": "text", "text": "and"},
+                {"type": "text", "text": "now?"},
+            ],
+        },
+    ]
+    assert prepare(messages=messages).prompts[0].text == (
+        '[user]hi[assistant]hmsee<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+        "[tool]rain[user]and\nnow?[go]"
+    )
+    prefill = prepare(messages=[HI, {"role": "assistant", "content": "It is"}])
+    assert prefill.prompts[0].text == "[user]hi[assistant]It is"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"max_tokens": None}, "missing required field `max_tokens`"),
+        ({"max_tokens": 0}, "max_tokens must be in"),
+        ({"bogus": 1}, "unknown field `bogus`"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role must be user or assistant"),
+        ({"messages": [{"role": "user", "content": 5}]}, "must be a string or text blocks"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "blocks of type 'image' are not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "are not supported here"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "must be an object, got int"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}]}, "unknown field 'y'"),
+        ({"messages": [{"role": "user", "content": [{"type": ["x"]}]}]}, "are not supported"),
+        ({"messages": []}, "at least one message"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools of type 'bash_20250124' are not supported"),
+        ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "not supported yet"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "weather"}}, "not supported yet"),
+        ({"tools": [TOOL], "tool_choice": {"type": "x"}}, "must be auto, any, tool or none"),
+        ({"temperature": 101}, "temperature must be in"),
+    ],
+)
+def test_wrong_bodies(fields, text):
+    with pytest.raises(RequestError) as caught:
+        prepare(**fields)
+    assert caught.value.status == 400 and text in caught.value.message
+
+
+def run(text: str, size: int, **fields: object) -> tuple[dict, list[dict]]:
+    """The whole message and the events of an answer that says ``text``."""
+    prepared = prepare(**fields)
+    (generation,) = PROCESSOR.generations(prepared.prompts[0], prepared.form)
+    shapes = MessageShapes("m", prepared.form.message, generation, prepared.num_prompt_tokens)
+    events, ids = [shapes.opening()], BPE.encode(text, False)
+    for start in range(0, len(ids), size):
+        events += shapes.events(generation.push(TokenDelta("r", 0, ids[start : start + size])))
+    events += shapes.events(generation.push(TokenDelta("r", 0, [1], FinishReason.STOP, stop_token_id=1)))
+    return shapes.whole(), events
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_events_are_the_message(size):
+    text = '<think>hm</think>See. <tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+    whole, events = run(text, size, tools=[TOOL])
+    assert [block["type"] for block in whole["content"]] == ["thinking", "text", "tool_use"]
+    assert whole["content"][2]["input"] == {"city": "Bern"} and whole["stop_reason"] == "tool_use"
+    kinds = [each["type"] for each in events]
+    assert kinds[0] == "message_start" and kinds[-2:] == ["message_delta", "message_stop"]
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 3
+    grown: dict[int, str] = {}
+    for each in events:
+        if each["type"] == "content_block_delta":
+            delta = each["delta"]
+            piece = delta.get("thinking") or delta.get("text") or delta.get("partial_json")
+            grown[each["index"]] = grown.get(each["index"], "") + piece
+    assert grown[0] == "hm" and grown[1] == "See." and json.loads(grown[2]) == {"city": "Bern"}
+    assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"] == len(BPE.encode(text, False)) + 1
+
+
+def test_reasons_to_stop():
+    whole, events = run("Yes END no", 1, stop_sequences=["END"])
+    assert (whole["content"], whole["stop_reason"], whole["stop_sequence"]) == (
+        [{"type": "text", "text": "Yes "}],
+        "stop_sequence",
+        "END",
+    )
+    assert [each["type"] for each in events].count("message_stop") == 1
+    assert run("Yes", 1)[0]["stop_reason"] == "end_turn"
+
+
+def test_errors_and_events_on_the_wire():
+    assert error_body("busy", 429) == {"type": "error", "error": {"type": "rate_limit_error", "message": "busy"}}
+    assert error_body("x", 500)["error"]["type"] == "api_error" and error_body("x", 415)["error"]["type"]
+    assert event({"type": "ping"}) == b'event: ping\ndata: {"type":"ping"}\n\n'
