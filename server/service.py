@@ -24,7 +24,8 @@ from server.engine_client import EngineClient
 from server.metrics import Metrics
 
 Prepared = TypeVar("Prepared")
-COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"')  # a grammar may take a tenth of a second
+# What may ask for a grammar, which may take a tenth of a second.
+COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"')
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 

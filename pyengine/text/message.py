@@ -18,6 +18,7 @@ class MessageForm:
     Attributes:
         tools: how the model writes calls; None when it was offered no tools.
         tool_names: of the tools that it was offered.
+        names_tool: the request named the tool to call.
         parallel_tool_calls: whether calls after the first one count.
         reasoning: how it marks its thinking; None when it does not think or nobody wants to tell.
         inside_reasoning: the prompt has opened the thinking.
@@ -25,6 +26,7 @@ class MessageForm:
 
     tools: ToolFormat | None = None
     tool_names: frozenset[str] = frozenset()
+    names_tool: bool = False
     parallel_tool_calls: bool = True
     reasoning: ReasoningFormat | None = None
     inside_reasoning: bool = False

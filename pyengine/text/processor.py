@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pyengine.errors import ModelError, RequestError
 from pyengine.sampling_params import SamplingParams
 from pyengine.text import validation
 from pyengine.text.anthropic import parse_count, parse_messages
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
+from pyengine.text.constraints import grammar_of_call
 from pyengine.text.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
@@ -26,7 +29,7 @@ from pyengine.text.message import MessageForm
 from pyengine.text.reasoning import find_reasoning_format, starts_inside
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
-from pyengine.text.tools import check_tools
+from pyengine.text.tools import Offer, call_schema, check_tools
 from pyengine.text.validation import AnswerForm, Limits, PreparedPrompt, PreparedRequest
 
 
@@ -109,33 +112,47 @@ class TextProcessor:
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
-        tools = self._tools(request.tools, request.tool_choice)
-        text = self._render_chat(request, tools)
+        offer = self._tools(request.tools, request.tool_choice)
+        params = self._forced(offer, params)
+        text = self._render_chat(request, offer)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
-        form = dataclasses.replace(self._form(request), message=self._message_form(request, tools, text))
+        form = dataclasses.replace(self._form(request), message=self._message_form(request, offer, text))
         return self._prepared(request, [self._prompt(ids, params, text, "messages")], form)
 
-    def _render_chat(self, request: ChatRequest | TokenizeRequest, tools: list[dict[str, Any]]) -> str:
+    def _render_chat(self, request: ChatRequest | TokenizeRequest, offer: Offer) -> str:
         opens = validation.generation_prompt(request)
         continues = request.continue_final_message
-        return self.render(request.messages, request.chat_template_kwargs, opens, continues, tools or None)
+        return self.render(request.messages, request.chat_template_kwargs, opens, continues, list(offer.tools) or None)
 
-    def _tools(self, tools: object, choice: object) -> list[dict[str, Any]]:
+    def _tools(self, tools: object, choice: object) -> Offer:
         """The tools to offer; refused where the chat template has no place for them or an unknown format."""
-        offered = check_tools(tools, choice)
-        if offered and self.text.chat_template is not None and self.tool_format is None:
+        offer = check_tools(tools, choice)
+        if offer.tools and self.text.chat_template is not None and self.tool_format is None:
             raise RequestError("tools are not supported by this model's chat template", param="tools")
-        return offered
+        return offer
 
-    def _message_form(self, request: ChatRequest, tools: list[dict[str, Any]], prompt: str) -> MessageForm:
+    def _forced(self, offer: Offer, params: SamplingParams) -> SamplingParams:
+        """A call that must be is a matter of grammar: the answer is its JSON and nothing else."""
+        if not offer.forced:
+            return params
+        if params.grammar is not None:
+            raise RequestError("tool_choice cannot force a call of an answer in another format", param="tool_choice")
+        return msgspec.structs.replace(params, grammar=grammar_of_call(call_schema(offer.forced)))
+
+    def _message_form(self, request: ChatRequest, offer: Offer, prompt: str) -> MessageForm:
+        tools = self.tool_format if offer.tools else None
+        reasoning = self.reasoning
+        if offer.forced:
+            tools, reasoning = dataclasses.replace(tools, bare=True), None
         return MessageForm(
-            tools=self.tool_format if tools else None,
-            tool_names=frozenset(tool["function"]["name"] for tool in tools),
+            tools=tools,
+            tool_names=offer.names,
+            names_tool=offer.is_named,
             parallel_tool_calls=request.parallel_tool_calls,
-            reasoning=self.reasoning,
-            inside_reasoning=self.reasoning is not None and starts_inside(self.reasoning, prompt),
+            reasoning=reasoning,
+            inside_reasoning=reasoning is not None and starts_inside(reasoning, prompt),
         )
 
     def tokenize(self, body: bytes) -> tuple[list[int], list[str] | None]:

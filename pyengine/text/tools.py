@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pyengine.errors import RequestError
@@ -13,44 +15,74 @@ MAX_TOOLS = 256
 CHOICES = ("none", "auto", "required")
 
 
-def check_tools(tools: object, choice: object) -> list[dict[str, Any]]:
-    """The tools that the model is offered, [] when ``tool_choice`` is none. Raises RequestError.
+@dataclass(frozen=True)
+class Offer:
+    """The tools that the model is shown, and those of which it must call one: none of them, one by name, or any."""
 
-    ``tools`` and ``choice`` are None where the request does not have them.
-    """
+    tools: tuple[dict[str, Any], ...] = ()
+    forced: tuple[dict[str, Any], ...] = ()
+    is_named: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(tool["function"]["name"] for tool in self.tools)
+
+
+def check_tools(tools: object, choice: object) -> Offer:
+    """What ``tools`` and ``tool_choice`` ask for; each None where the request does not have it. Raises RequestError."""
     if tools is None:
         if choice not in (None, "none"):
             raise RequestError("tool_choice is only allowed with tools", param="tool_choice")
-        return []
+        return Offer()
     if not isinstance(tools, list) or not tools:
         raise RequestError("tools must be a list of at least one tool", param="tools")
     if len(tools) > MAX_TOOLS:
         raise RequestError(f"at most {MAX_TOOLS} tools are allowed, got {len(tools)}", param="tools")
-    checked = [_check_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
-    _check_choice(choice, {tool["function"]["name"] for tool in checked})
-    return [] if choice == "none" else checked
-
-
-def _check_choice(choice: object, names: set[str]) -> None:
+    is_forced = choice == "required" or isinstance(choice, dict)
+    checked = tuple(_check_tool(tool, f"tools[{i}]", is_forced) for i, tool in enumerate(tools))
     if isinstance(choice, dict):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        if choice.get("type") != "function" or not isinstance(name, str):
-            raise RequestError(
-                'tool_choice must be {"type": "function", "function": {"name": ...}}', param="tool_choice"
-            )
-        if name not in names:
-            raise RequestError(f"tool_choice names {name!r:.80}, which is not among the tools", param="tool_choice")
-        raise RequestError("tool_choice with the name of a tool is not supported yet", param="tool_choice")
+        return Offer(checked, (_named(choice, checked),), is_named=True)
     if choice is not None and choice not in CHOICES:
         raise RequestError(
             f"tool_choice must be one of {', '.join(CHOICES)} or name a tool, got {choice!r:.80}", param="tool_choice"
         )
-    if choice == "required":
-        raise RequestError("tool_choice required is not supported yet", param="tool_choice")
+    return Offer() if choice == "none" else Offer(checked, checked if is_forced else ())
 
 
-def _check_tool(tool: object, where: str) -> dict[str, Any]:
+def _named(choice: dict[str, Any], tools: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if choice.get("type") != "function" or not isinstance(name, str):
+        raise RequestError('tool_choice must be {"type": "function", "function": {"name": ...}}', param="tool_choice")
+    tool = next((tool for tool in tools if tool["function"]["name"] == name), None)
+    if tool is None:
+        raise RequestError(f"tool_choice names {name!r:.80}, which is not among the tools", param="tool_choice")
+    return tool
+
+
+def call_schema(tools: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON schema of a call of one of ``tools``. Definitions move to its root, where references look for them."""
+    definitions: dict[str, Any] = {}
+    calls = []
+    for tool in tools:
+        function = tool["function"]
+        parameters = dict(function["parameters"])
+        for key in ("$defs", "definitions"):
+            for name, definition in (parameters.pop(key, None) or {}).items():
+                if definitions.setdefault(key, {}).setdefault(name, definition) != definition:
+                    raise RequestError(f"tools define {name!r:.80} in two ways", param="tools")
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    return {"anyOf": calls, **definitions} if len(calls) > 1 else {**calls[0], **definitions}
+
+
+def _check_tool(tool: object, where: str, is_forced: bool) -> dict[str, Any]:
     tool = _object(tool, where, ("type", "function"))
     if tool.get("type") != "function":
         raise RequestError(f"{where}.type must be function, got {tool.get('type')!r:.80}", param=f"{where}.type")
@@ -61,8 +93,9 @@ def _check_tool(tool: object, where: str) -> dict[str, Any]:
             f"{where}.function.name must be 1 to 64 letters, digits, dots, dashes or underscores, got {name!r:.80}",
             param=f"{where}.function.name",
         )
-    if function.get("strict"):
-        raise RequestError(f"{where}.function.strict is not supported yet", param=f"{where}.function.strict")
+    if function.get("strict") and not is_forced:
+        text = "is not supported yet unless tool_choice is required or names a tool"
+        raise RequestError(f"{where}.function.strict {text}", param=f"{where}.function.strict")
     description, parameters = function.get("description"), function.get("parameters")
     if description is not None and not isinstance(description, str):
         raise RequestError(f"{where}.function.description must be a string", param=f"{where}.function.description")

@@ -87,7 +87,7 @@ class ChatShapes(_Shapes):
             "index": index,
             "message": self._whole_message(message),
             "logprobs": self._logprobs.chat(generation.scored) if self._wants_logprobs else None,
-            "finish_reason": message.finish_reason(generation.finish_reason),
+            "finish_reason": self._finish_reason(message, generation.finish_reason),
             "stop_reason": generation.stop_reason,
         }
         if self._form.return_token_ids:
@@ -107,6 +107,10 @@ class ChatShapes(_Shapes):
             ]
         return shape
 
+    def _finish_reason(self, message: Message, reason: str) -> str:
+        """A call that the client asked for by name is no reason of its own to OpenAI."""
+        return reason if self._form.message.names_tool else message.finish_reason(reason)
+
     def _call(self, name: str) -> dict:
         call_id = secrets.token_hex(16)[: self._call_id_chars] if self._call_id_chars else _call_id()
         return {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
@@ -124,7 +128,7 @@ class ChatShapes(_Shapes):
         message = self._messages[index]
         choices = [self._choice(index, self._delta(part)) for part in message.push(delta)]
         if delta.finish_reason is not None:
-            end = {"finish_reason": message.finish_reason(delta.finish_reason), "stop_reason": delta.stop_reason}
+            end = {"finish_reason": self._finish_reason(message, delta.finish_reason), "stop_reason": delta.stop_reason}
             choices.append({**self._choice(index, {}), **end})
         elif not choices and (delta.scored or (self._form.return_token_ids and delta.token_ids)):
             choices.append(self._choice(index, {}))

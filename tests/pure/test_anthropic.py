@@ -104,8 +104,7 @@ def test_history_of_calls():
         ({"messages": [{"role": "user", "content": [{"type": ["x"]}]}]}, "are not supported"),
         ({"messages": []}, "at least one message"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools of type 'bash_20250124' are not supported"),
-        ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "not supported yet"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "weather"}}, "not supported yet"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "time"}}, "which is not among the tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "x"}}, "must be auto, any, tool or none"),
         ({"temperature": 101}, "temperature must be in"),
     ],
@@ -114,6 +113,14 @@ def test_wrong_bodies(fields, text):
     with pytest.raises(RequestError) as caught:
         prepare(**fields)
     assert caught.value.status == 400 and text in caught.value.message
+
+
+def test_forced_calls():
+    for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+        request = prepare(tools=[TOOL], tool_choice=choice)
+        assert request.prompts[0].params.grammar and request.form.message.tools.bare
+    whole, _ = run('{"name": "weather", "arguments": {"a": 1}}', 3, tools=[TOOL], tool_choice={"type": "any"})
+    assert whole["stop_reason"] == "tool_use" and whole["content"][0]["input"] == {"a": 1}
 
 
 def run(text: str, size: int, **fields: object) -> tuple[dict, list[dict]]:

@@ -23,7 +23,7 @@ from pyengine.text.reasoning import FORMATS as REASONING_FORMATS
 from pyengine.text.reasoning import find_reasoning_format
 from pyengine.text.tool_formats import FORMATS, find_tool_format
 from pyengine.text.tool_parser import MAX_CALL_CHARS, ToolCallParser
-from pyengine.text.tools import check_tools
+from pyengine.text.tools import Offer, check_tools
 from pyengine.text.validation import Limits
 
 BPE = bpe_tokenizer()
@@ -338,6 +338,9 @@ def chat(template: str = TEMPLATE, **fields: object):
     return processor(template).chat(json.dumps(body).encode())
 
 
+_WRONG_SCHEMA = {"type": "function", "function": {"name": "a", "parameters": {"type": "no such type"}}}
+
+
 def test_formats_are_found_from_the_template():
     assert find_tool_format("{{ tools }} <tool_call> </tool_call>") is HERMES
     assert find_tool_format("{{ tools }} [TOOL_CALLS]") is MISTRAL
@@ -412,16 +415,16 @@ def test_marks_that_are_special_tokens_are_seen():
         ),
         ({"tool_choice": "auto"}, "tool_choice", "only allowed with tools"),
         ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice", "must be one of none, auto, required"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "not supported yet"),
+        (
+            {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "tool_choice",
+            "cannot force a call",
+        ),
+        ({"tools": [_WRONG_SCHEMA], "tool_choice": "required"}, "tools", "tools.json cannot be used"),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "time"}}},
             "tool_choice",
             "names 'time', which is not among the tools",
-        ),
-        (
-            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
-            "tool_choice",
-            "not supported yet",
         ),
         ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice", "must be {"),
     ],
@@ -458,4 +461,44 @@ def test_wrong_calls_in_the_history_are_named(call, param, text):
 def test_a_template_without_tools_refuses_them():
     with pytest.raises(RequestError, match="tools are not supported by this model's chat template"):
         chat("{{ messages[0].content }}", tools=[TOOL])
-    assert check_tools(None, None) == check_tools(None, "none") == []
+    assert check_tools(None, None) == check_tools(None, "none") == Offer()
+
+
+def accepts(grammar: str, text: str) -> bool:
+    """Whether the grammar ends with ``text``: the engine's own matcher over a tokenizer of bytes."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, grammar)
+    ids = tokenizer.tokenize_str(text)
+    return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting()
+
+
+def test_a_forced_call_is_a_grammar():
+    city = {"$ref": "#/$defs/City"}
+    parameters = {"type": "object", "properties": {"city": city}, "required": ["city"], "additionalProperties": False}
+    parameters["$defs"] = {"City": {"type": "string", "enum": ["Bern"]}}
+    weather = {"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": True}}
+    clock = {"type": "function", "function": {"name": "time"}}
+    bern = '{"name": "weather", "arguments": {"city": "Bern"}}'
+    required = chat(tools=[weather, clock], tool_choice="required")
+    grammar = required.prompts[0].params.grammar
+    assert accepts(grammar, bern) and accepts(grammar, '{"name": "time", "arguments": {}}')
+    for wrong in (
+        '{"name": "weather", "arguments": {"city": "Rome"}}',
+        '{"name": "x", "arguments": {}}',
+        "Hello",
+        "{}",
+    ):
+        assert not accepts(grammar, wrong)
+    named = chat(tools=[weather, clock], tool_choice={"type": "function", "function": {"name": "weather"}})
+    assert accepts(named.prompts[0].params.grammar, bern)
+    assert not accepts(named.prompts[0].params.grammar, '{"name": "time", "arguments": {}}')
+    for request, is_named in ((required, False), (named, True)):
+        asked = request.form.message
+        assert asked.names_tool is is_named and asked.reasoning is None and "<tool>" in request.prompts[0].text
+        for size in (1, 5, 100):
+            assert seen(read(bern, [size], asked)) == ("", "", [("weather", '{"city": "Bern"}')], "tool_calls")
+    other = {"type": "function", "function": {"name": "b", "parameters": {"$defs": {"City": {"type": "null"}}}}}
+    with pytest.raises(RequestError, match="tools define 'City' in two ways"):
+        chat(tools=[weather, other], tool_choice="required")

@@ -154,3 +154,24 @@ def test_calls_and_thinking_in_the_shapes_of_the_client(tmp_path):
             {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
         ]
         assert client.chat.completions.create(**arguments | {"messages": history}).choices[0].message.reasoning
+        check_forced_calls(client)
+
+
+def check_forced_calls(client):
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Bern", "Paris"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": True}}
+    arguments = {"model": MODEL, "messages": FRANCE, "tools": [tool], "temperature": 0, "max_tokens": 60}
+    choice = client.chat.completions.create(**arguments, tool_choice="required").choices[0]
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Bern", "Paris")
+    named = {"type": "function", "function": {"name": "weather"}}
+    chunks = [each.choices[0] for each in client.chat.completions.create(**arguments, tool_choice=named, stream=True)]
+    pieces = [piece for chunk in chunks for piece in chunk.delta.tool_calls or []]
+    assert pieces[0].id and pieces[0].function.name == "weather" and chunks[-1].finish_reason == "stop"
+    assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
