@@ -27,6 +27,7 @@ from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.message import MessageForm
 from pyengine.text.reasoning import find_reasoning_format, starts_inside
+from pyengine.text.responses import ResponsesRequest, parse_responses
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
 from pyengine.text.tools import Offer, call_schema, check_tools
@@ -98,6 +99,11 @@ class TextProcessor:
     def completion(self, body: bytes) -> PreparedRequest:
         """A /v1/completions body, parsed, checked and tokenised."""
         return self.prepare_completion(validation.parse_completion(body, self.limits))
+
+    def responses(self, body: bytes) -> tuple[ResponsesRequest, PreparedRequest]:
+        """A /v1/responses body, parsed, checked, rendered and tokenised."""
+        request, chat = parse_responses(body, self.limits)
+        return request, self.prepare_chat(chat)
 
     def anthropic(self, body: bytes) -> PreparedRequest:
         """A /v1/messages body, parsed, checked, rendered and tokenised."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pyengine.text.anthropic import MessagesRequest
 from pyengine.text.fields import (
     IGNORED,
     NOT_YET,
@@ -17,6 +18,7 @@ from pyengine.text.fields import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from pyengine.text.responses import REFUSED, ResponsesRequest
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text("utf-8")
 
@@ -45,6 +47,9 @@ def taken(struct: type) -> set[str]:
         ("Fields of /tokenize", taken(TokenizeRequest)),
         ("Fields of /detokenize", taken(DetokenizeRequest)),
         ("Accepted without effect", set(IGNORED)),
+        ("Fields of /v1/messages", taken(MessagesRequest)),
+        ("Fields of /v1/responses", taken(ResponsesRequest)),
+        ("Refused by /v1/responses", set(REFUSED)),
     ],
 )
 def test_tables_are_complete(heading, fields):

@@ -1,0 +1,165 @@
+"""OpenAI's Responses API as a chat request, without state: the input holds all of the conversation.
+
+Nothing is stored, so what would need a store (``store: true``, ``previous_response_id``, ``background``) is refused by
+name. Only the shapes are translated here; the rest is checked where every chat's is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pyengine.errors import RequestError
+from pyengine.text.fields import ChatRequest
+from pyengine.text.json_body import parse_object, shape
+from pyengine.text.validation import Limits
+
+
+class ResponsesRequest(msgspec.Struct, kw_only=True):
+    """The body of /v1/responses."""
+
+    input: str | list[Any]
+    model: str | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stream: bool = False
+    text: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+
+
+IGNORED = frozenset("metadata user service_tier safety_identifier prompt_cache_key prompt_cache_retention".split())
+# Field to the values that ask for nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "store": (False,),
+    "previous_response_id": (),
+    "conversation": (),
+    "prompt": (),
+    "background": (False,),
+    "include": ([],),
+    "max_tool_calls": (),
+    "reasoning": ({},),
+    "stream_options": ({},),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+
+
+def parse_responses(body: bytes, limits: Limits) -> tuple[ResponsesRequest, ChatRequest]:
+    """A body and the chat that it asks for. Raises RequestError."""
+    given = {name: value for name, value in parse_object(body, limits.max_body_bytes).items() if value is not None}
+    for name, value in given.items():
+        if name in REFUSED and value not in REFUSED[name]:
+            raise RequestError(f"{name} is not supported (got {value!r:.80})", param=name)
+        if name not in ResponsesRequest.__struct_fields__ and name not in IGNORED and name not in REFUSED:
+            raise RequestError(f"unknown field {name!r:.80}", param=name[:80])
+    request = shape(
+        {name: given[name] for name in given if name in ResponsesRequest.__struct_fields__}, ResponsesRequest
+    )
+    chat = ChatRequest(
+        messages=_messages(request),
+        model=request.model,
+        max_completion_tokens=request.max_output_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        stream=request.stream,
+        response_format=_format(request.text),
+        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools else None,
+        tool_choice=_choice(request.tool_choice) if request.tools else None,
+        parallel_tool_calls=request.parallel_tool_calls,
+    )
+    return request, chat
+
+
+def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if request.instructions:
+        messages.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        return [*messages, {"role": "user", "content": request.input}]
+    for i, item in enumerate(request.input):
+        message = _message(item, f"input[{i}]")
+        last = messages[-1] if messages else {}
+        if message["role"] == "assistant" == last.get("role") and not (message.get("content") and last["content"]):
+            last["content"] += message["content"]  # thinking, text and calls are items of their own here
+            last.update({key: last.get(key, value[:0]) + value for key, value in message.items() if key in _GROWING})
+        else:
+            messages.append(message)
+    return messages
+
+
+_GROWING = ("tool_calls", "reasoning")
+
+
+def _message(item: object, where: str) -> dict[str, Any]:
+    """An item of the input as a message, or as a part of the assistant's."""
+    if not isinstance(item, dict):
+        raise RequestError(f"{where} must be an object, got {type(item).__name__}", param=where)
+    kind = item.get("type", "message")
+    if kind == "message":
+        _check_known(item, where, ("type", "role", "content", "id", "status"))
+        return {"role": item.get("role"), "content": _text(item.get("content"), f"{where}.content")}
+    if kind == "function_call":
+        _check_known(item, where, ("type", "call_id", "name", "arguments", "id", "status"))
+        call = {"id": item.get("call_id"), "type": "function"}
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        return {"role": "assistant", "content": "", "tool_calls": [{**call, "function": function}]}
+    if kind == "function_call_output":
+        _check_known(item, where, ("type", "call_id", "output", "id", "status"))
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _text(item.get("output"), where)}
+    if kind == "reasoning":
+        _check_known(item, where, ("type", "id", "summary", "content", "encrypted_content", "status"))
+        return {"role": "assistant", "content": "", "reasoning": _text(item.get("content") or "", f"{where}.content")}
+    raise RequestError(f"{where}: items of type {kind!r:.80} are not supported", param=f"{where}.type")
+
+
+_TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
+
+
+def _text(content: object, where: str) -> str:
+    if isinstance(content, list):
+        for i, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise RequestError(f"{where}[{i}]: parts of type {kind!r:.80} are not supported", param=f"{where}[{i}]")
+            _check_known(part, f"{where}[{i}]", ("type", "text", "annotations", "logprobs"))
+        return "\n".join(_text(part.get("text"), where) for part in content)
+    if not isinstance(content, str):
+        raise RequestError(f"{where} must be a string or text parts, got {type(content).__name__}", param=where)
+    return content
+
+
+def _check_known(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+
+
+def _tool(tool: object, where: str) -> dict[str, Any]:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        kind = tool.get("type") if isinstance(tool, dict) else type(tool).__name__
+        raise RequestError(f"{where}: tools of type {kind!r:.80} are not supported", param=f"{where}.type")
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _choice(choice: str | dict[str, Any] | None) -> object:
+    if not isinstance(choice, dict):
+        return choice
+    return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
+
+
+def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``text.format`` as chat's ``response_format``."""
+    if not text:
+        return None
+    unknown = next((key for key in text if key != "format" and text[key] is not None), None)
+    if unknown is not None:
+        raise RequestError(f"text.{unknown} is not supported"[:120], param="text")
+    wanted = text.get("format")
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return wanted
+    return {"type": "json_schema", "json_schema": {key: value for key, value in wanted.items() if key != "type"}}
