@@ -6,6 +6,7 @@ import json
 
 import openai
 import pytest
+from flask import Flask
 
 from pyengine.errors import ConfigError
 from pyengine.protocol import Progress
@@ -222,7 +223,8 @@ def test_all_origins():
 
 
 def test_errors_of_the_application_itself_are_hidden():
-    response = error_response(RuntimeError("/secret/path"))
+    with Flask("any").test_request_context("/v1/models"):
+        response = error_response(RuntimeError("/secret/path"))
     assert response.status_code == 500 and "secret" not in response.get_data(as_text=True)
 
 

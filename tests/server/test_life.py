@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from urllib.parse import urlsplit
 
@@ -96,7 +95,7 @@ def test_sigterm_ends_what_outlives_the_grace_time_with_an_event():
 
 def test_a_second_sigterm_ends_at_once():
     with RunningServer() as server:
-        threading.Thread(target=lambda: server.request("/v1/completions", LONG), daemon=True).start()
+        busy = _open(server, LONG)
         server.wait_until(lambda: _used(server) > 0, 20, "busy")
         engine = server.engine_pid()
         server.process.send_signal(signal.SIGTERM)
@@ -105,6 +104,7 @@ def test_a_second_sigterm_ends_at_once():
         assert server.process.wait(3) == 0
         with pytest.raises(ProcessLookupError):
             os.kill(engine, 0)
+        busy.close()
 
 
 def _run(*flags: str) -> subprocess.CompletedProcess:
