@@ -41,7 +41,12 @@ class MessageForm:
 @dataclass
 class ToolCall:
     name: str
-    arguments: str = ""  # JSON text
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """JSON text."""
+        return "".join(self.pieces)
 
 
 @dataclass
@@ -50,8 +55,6 @@ class Message:
 
     form: MessageForm
     generation: Generation
-    reasoning: str = field(default="", init=False)
-    content: str = field(default="", init=False)
     calls: list[ToolCall] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +62,15 @@ class Message:
         self._splitter = ReasoningSplitter(form.reasoning, form.inside_reasoning) if form.reasoning else None
         self._calls = ToolCallParser(form.tools, form.tool_names, form.parallel_tool_calls) if form.tools else None
         self._num_reasoning_tokens: int | None = None  # known once the thinking has ended
+        self._texts: dict[type, list[str]] = {Content: [], Reasoning: []}
+
+    @property
+    def content(self) -> str:
+        return "".join(self._texts[Content])
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._texts[Reasoning])
 
     @classmethod
     def whole(cls, form: MessageForm, generation: Generation) -> Message:
@@ -87,14 +99,12 @@ class Message:
         return self._calls.push(piece.text) if self._calls and isinstance(piece, Content) else [piece]
 
     def _collect(self, part: Part) -> None:
-        if isinstance(part, Content):
-            self.content += part.text
-        elif isinstance(part, Reasoning):
-            self.reasoning += part.text
-        elif isinstance(part, CallBegin):
+        if isinstance(part, CallBegin):
             self.calls.append(ToolCall(part.name))
         elif isinstance(part, CallArguments):
-            self.calls[part.index].arguments += part.text
+            self.calls[part.index].pieces.append(part.text)
+        else:
+            self._texts[type(part)].append(part.text)
 
     def finish_reason(self, reason: str) -> str:
         """``tool_calls`` when the model stopped behind calls that are whole."""

@@ -33,7 +33,8 @@ class ResponseShapes:
         self._created = int(time.time())
         self._items: list[dict] = []
         self._num_events = 0
-        self._grows = False  # the last item
+        self._grows = False  # the last item, by these texts
+        self._texts: list[str] = []
 
     def whole(self) -> dict:
         self.events(TextDelta(self._generation.text, finish_reason=self._generation.finish_reason))
@@ -63,20 +64,20 @@ class ResponseShapes:
         if isinstance(part, CallBegin):
             self._begin_item(_call(part.name), out)
         elif isinstance(part, CallArguments):
-            self._items[-1]["arguments"] += part.text
+            self._texts.append(part.text)
             out.append(self._on_item("response.function_call_arguments.delta", delta=part.text))
         else:
             kind = "reasoning" if isinstance(part, Reasoning) else "message"
             if not self._grows or self._items[-1]["type"] != kind:
                 self._begin_item(_reasoning() if kind == "reasoning" else _message(), out)
                 out.append(self._on_part("response.content_part.added", part=dict(self._items[-1]["content"][0])))
-            self._items[-1]["content"][0]["text"] += part.text
+            self._texts.append(part.text)
             out.append(self._on_part(f"response.{_text_kind(kind)}.delta", delta=part.text, **_no_logprobs(kind)))
 
     def _begin_item(self, item: dict, out: list[dict]) -> None:
         self._end_item(out)
         self._items.append(item)
-        self._grows = True
+        self._texts, self._grows = [], True
         shown = {**item, "content": []} if "content" in item else dict(item)
         out.append(self._on_item("response.output_item.added", item=shown))
 
@@ -87,13 +88,15 @@ class ResponseShapes:
         item = self._items[-1]
         if "status" in item:
             item["status"] = status
+        text = "".join(self._texts)
         if item["type"] == "function_call":
+            item["arguments"] = text
             done = {"arguments": item["arguments"], "name": item["name"]}
             out.append(self._on_item("response.function_call_arguments.done", **done))
         else:
             (part,) = item["content"]
-            kind = item["type"]
-            out.append(self._on_part(f"response.{_text_kind(kind)}.done", text=part["text"], **_no_logprobs(kind)))
+            kind, part["text"] = item["type"], text
+            out.append(self._on_part(f"response.{_text_kind(kind)}.done", text=text, **_no_logprobs(kind)))
             out.append(self._on_part("response.content_part.done", part=part))
         out.append(self._on_item("response.output_item.done", item=item))
 

@@ -158,3 +158,11 @@ def test_continuation_of_parts():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = chat(messages=[{"role": "user", "content": parts}], continue_final_message=True)
     assert request.prompts[0].text == "<|start|>[user]a\nb"
+
+
+def test_numbers_beyond_a_double_are_refused_where_larger_ones_are_clamped():
+    assert completion(max_tokens=10**300).prompts[0].params.max_tokens < 64
+    for endpoint, name in ((completion, "max_tokens"), (chat, "max_tokens"), (chat, "max_completion_tokens")):
+        with pytest.raises(RequestError, match="must be in") as caught:
+            endpoint(**{name: 10**400})
+        assert caught.value.param == name

@@ -177,7 +177,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=800, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(
     pieces=st.lists(st.sampled_from(PIECES), max_size=14),
     cuts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
