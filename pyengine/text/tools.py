@@ -68,7 +68,10 @@ def call_schema(tools: Iterable[dict[str, Any]]) -> dict[str, Any]:
         function = tool["function"]
         parameters = dict(function["parameters"])
         for key in ("$defs", "definitions"):
-            for name, definition in (parameters.pop(key, None) or {}).items():
+            found = parameters.pop(key, None) or {}
+            if not isinstance(found, dict):
+                raise RequestError(f"tools: {key} of {function['name']} must be an object", param="tools")
+            for name, definition in found.items():
                 if definitions.setdefault(key, {}).setdefault(name, definition) != definition:
                     raise RequestError(f"tools define {name!r:.80} in two ways", param="tools")
         calls.append(
