@@ -22,8 +22,7 @@ class EngineProcess:
     read.
     """
 
-    def __init__(self, config: EngineConfig):
-        self._config = config
+    def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
         self._num_starts = 0
         self._child: subprocess.Popen | None = None
@@ -37,12 +36,16 @@ class EngineProcess:
         return self._child.pid if self._child else None
 
     def start(self) -> None:
+        """Start a child; it imports what it needs while its configuration is still being worked out."""
         self._num_starts += 1
         self._child = subprocess.Popen(
             [sys.executable, "-m", "pyengine.engine_proc", self.address], stdin=subprocess.PIPE
         )
+
+    def configure(self, config: EngineConfig) -> None:
+        """Tell the child what to run."""
         try:
-            self._child.stdin.write(msgspec.json.encode(self._config))
+            self._child.stdin.write(msgspec.json.encode(config))
             self._child.stdin.close()
         except BrokenPipeError:
             pass  # it died at once; ``wait`` tells

@@ -17,6 +17,7 @@ from gevent.event import Event
 
 from pyengine.config import EngineConfig
 from pyengine.errors import ConfigError, PyengineError
+from pyengine.models.resolve import resolve_model
 from pyengine.protocol import Progress, Ready
 from server import console
 from server.app import create_app
@@ -24,8 +25,9 @@ from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.engine_process import EngineProcess
 from server.http import make_server
-from server.service import Service, make_service
+from server.service import Service, load_text, make_service
 from server.state import ServerState, ServerStopping
+from server.threads import Computation
 
 RESTART_DELAYS_S = (0.0, 1.0, 5.0, 15.0)  # between an engine's death and its successor, by deaths in a row
 END_OF_STREAMS_S = 2.0  # for the last error events to be written
@@ -44,7 +46,9 @@ class Launcher:
         self._port = config.port
         self._deaths_in_a_row = 0
         self._bar = console.ProgressBar()
-        self._process = EngineProcess(engine_config)
+        self._process = EngineProcess()
+        self._resolved: EngineConfig | None = None  # with the model's local path
+        self._text: Computation | None = None  # the model's text side, loading on a thread while the engine starts
         self._client = EngineClient(self._on_ready, self._on_progress)
 
     def run(self) -> int:
@@ -80,6 +84,12 @@ class Launcher:
         while True:
             process.start()
             self._client.connect(process.address)
+            try:
+                self._resolve()
+            except PyengineError as error:
+                self._fail(str(error), error.exit_code)
+                return
+            process.configure(self._resolved)
             exit_code = process.wait()
             gevent.sleep(0.2)  # its last words may still be on the way
             served, self._state.ready = self._state.ready is not None, None
@@ -101,6 +111,19 @@ class Launcher:
             self._state.progress = Progress("restarting the engine")
             gevent.sleep(delay_s)
 
+    def _resolve(self) -> None:
+        """Find the model (downloading it if need be) and begin to load its text side; once."""
+        if self._resolved is not None:
+            return
+        wanted = self._engine_config
+
+        def report(text: str, done: int, total: int) -> None:
+            self._on_progress(Progress(text, done / total if total else 0.0))
+
+        path = resolve_model(wanted.model, wanted.revision, report)
+        self._resolved = wanted.replace(model=str(path))
+        self._text = Computation(load_text, self._config, wanted, path)
+
     def _on_progress(self, progress: Progress) -> None:
         self._state.progress = progress
         self._bar.show(progress.text, progress.fraction)
@@ -109,7 +132,10 @@ class Launcher:
         self._bar.close()
         try:
             if self._service is None:
-                self._service = make_service(self._config, self._engine_config, ready, self._client, self._port)
+                text = self._text.wait()
+                self._service = make_service(
+                    self._config, self._engine_config.model, text, ready, self._client, self._port
+                )
                 self._client.on_step = self._service.metrics.update_engine
                 console.print_summary(ready, self._config, self._service, self._state.started_s)
         except PyengineError as error:

@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import gevent
-
 from pyengine.admission import QueueFull
 from pyengine.config import EngineConfig
-from pyengine.models.resolve import resolve_model
 from pyengine.protocol import Ready
 from pyengine.text.chat_template import ChatTemplate
 from pyengine.text.processor import ModelText, TextProcessor, load_model_text
@@ -22,6 +19,7 @@ from server.answer import Answer
 from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.metrics import Metrics
+from server.threads import Computation
 
 Prepared = TypeVar("Prepared")
 # What may ask for a grammar, which may take a tenth of a second.
@@ -58,7 +56,7 @@ class Service:
         """``parse(body)``, on a thread when it may take long. Raises RequestError."""
         if len(body) <= LARGE_BODY_BYTES and not any(field in body for field in COMPILED_FIELDS):
             return parse(body)
-        return gevent.get_hub().threadpool.apply(parse, (body,))
+        return Computation(parse, body).wait()
 
     def answer(self, prepared: PreparedRequest) -> Answer:
         """The answer to a request that the engine has taken. Raises QueueFull when there is no room for it."""
@@ -71,28 +69,21 @@ class Service:
         return answer
 
 
-def make_service(
-    config: ServerConfig, engine_config: EngineConfig, ready: Ready, client: EngineClient, port: int
-) -> Service:
-    """The service for the engine that has just said it is ready. Raises ModelError when the text side of the
-    checkpoint is broken.
-    """
-    path = resolve_model(engine_config.model, engine_config.revision)
+def load_text(config: ServerConfig, engine_config: EngineConfig, path: Path) -> ModelText:
+    """The text side of the model at ``path``. Raises ModelError naming the file that is missing or broken."""
     text = load_model_text(path, engine_config.tokenizer, random_weights=engine_config.load_format == "dummy")
-    if config.chat_template is not None:
-        text = _with_template(text, Path(config.chat_template))
-    model_name = config.served_model_name or engine_config.model
+    return text if config.chat_template is None else _with_template(text, Path(config.chat_template))
+
+
+def make_service(
+    config: ServerConfig, model: str, text: ModelText, ready: Ready, client: EngineClient, port: int
+) -> Service:
+    """The service for the engine that has just said it is ready; ``model`` as the user named it."""
+    model_name = config.served_model_name or model
     limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
     processor = TextProcessor(text, limits, [model_name], splits_reasoning=config.reasoning == "auto")
-    return Service(
-        model_name,
-        port,
-        processor,
-        client,
-        Metrics(model_name, ready.max_model_len),
-        config,
-        (*text.warnings, *access_notes(config)),
-    )
+    metrics = Metrics(model_name, ready.max_model_len)
+    return Service(model_name, port, processor, client, metrics, config, (*text.warnings, *access_notes(config)))
 
 
 def _with_template(text: ModelText, path: Path) -> ModelText:

@@ -1,0 +1,34 @@
+"""Slow pure computation on gevent's native threads, so that it stalls no stream.
+
+An exception comes back as a value and is raised where the result is awaited: gevent's pool would print it besides, and
+here an exception is mostly a client's mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import gevent
+
+T = TypeVar("T")
+
+
+class Computation:
+    """``function(*args)`` under way on a thread; ``wait`` gives its result or raises what it raised."""
+
+    def __init__(self, function: Callable[..., T], *args: Any):
+        self._outcome = gevent.get_hub().threadpool.spawn(_outcome, function, args)
+
+    def wait(self) -> T:
+        result, error = self._outcome.get()
+        if error is not None:
+            raise error
+        return result
+
+
+def _outcome(function: Callable[..., T], args: tuple) -> tuple[T | None, Exception | None]:
+    try:
+        return function(*args), None
+    except Exception as error:
+        return None, error
