@@ -225,9 +225,16 @@ def encode(message: _Message) -> bytes:
 
 def decode_to_engine(data: bytes) -> ToEngine:
     """Bytes from a server; raises msgspec.DecodeError on anything that is not one of its messages."""
-    return _engine_decoder.decode(data)
+    return _decode(_engine_decoder, data)
 
 
 def decode_to_server(data: bytes) -> ToServer:
     """Bytes from an engine; raises msgspec.DecodeError on anything else."""
-    return _server_decoder.decode(data)
+    return _decode(_server_decoder, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder, data: bytes) -> ToEngine | ToServer:
+    try:
+        return decoder.decode(data)
+    except UnicodeDecodeError as error:  # a tag that is not UTF-8 escapes msgspec's own error
+        raise msgspec.DecodeError(f"message is not UTF-8: {error.reason}") from None

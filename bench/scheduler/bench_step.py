@@ -1,8 +1,8 @@
 """``python -m bench.scheduler.bench_step``: microseconds of scheduler and block manager per step and per sequence.
 
 Decoding batches of 1 to 1024 sequences whose tokens come from nowhere; every token sampled is counted, so a scheduler
-that skips work is noticed. The budget: a 256-row decode of a small model takes a GPU about 2 ms, so the host may spend 2 us
-per sequence and step.
+that skips work is noticed. The budget: a 256-row decode of a small model takes a GPU about 2 ms, so the host may spend
+2 us per sequence and step.
 """
 
 from __future__ import annotations

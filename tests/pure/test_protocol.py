@@ -51,6 +51,7 @@ def test_to_server(message):
         b"\xc1",
         b"\x80",
         b"\x91\xa3Foo",
+        b"\x91\xa1\xff",
         msgspec.msgpack.encode(["Request", "a", [1], {"n": 0}]),
         msgspec.msgpack.encode(["Request", "a", ["x"], {}]),
         msgspec.msgpack.encode(["Fatal", "x", 1]),
