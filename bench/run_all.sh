@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go: build in place, test on the device, prove and time the kernels, run the workloads.
+#   bench/run_all.sh [tests|kernels|workloads]...     default: all three; results go to bench/results and the terminal
+# Needs what the environment already has (torch, cmake, ninja, nvcc); fetches nothing.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+build=${PE_BUILD_DIR:-/tmp/pyengine-gpu}
+parts=${*:-tests kernels workloads}
+status=0
+step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
+check() { "$@" || { status=1; echo "FAILED: $*"; }; }
+
+step "build"
+cmake -S . -B "$build" -G Ninja -DPE_TORCH=ON -DPE_CUDA=ON -DPE_BENCH=ON -DPE_PYTHON="$(command -v python3)" >/dev/null || exit 1
+cmake --build "$build" --parallel "$(nproc)" 2>&1 | tail -3
+[ "${PIPESTATUS[0]}" -eq 0 ] || exit 1
+
+for part in $parts; do
+  case $part in
+    tests)
+      step "tests on the device"
+      check python3 -m pytest -q -x tests/ops tests/engine tests/models -k "cuda or not cpu" --timeout 600
+      ;;
+    kernels)
+      for bench in paged_attention linear sampling elementwise kv_cache; do
+        step "kernels: $bench"
+        check "$build/bench_$bench"
+      done
+      ;;
+    workloads)
+      run() { check python3 -m bench.serving.offline --load-format dummy --save "$@"; }
+      step "llama31-8b"
+      run --model bench/shapes/llama31-8b --repeats 3 nano nano:sampled mix1024-256 latency1 latency32 prefill long16k prefix
+      step "qwen3-0.6b"
+      run --model bench/shapes/qwen3-0.6b --repeats 3 nano latency1
+      step "smol-135m"
+      run --model bench/shapes/smol-135m --repeats 3 nano latency1
+      ;;
+    *)
+      echo "unknown part $part; have tests, kernels, workloads" >&2
+      exit 2
+      ;;
+  esac
+done
+exit "$status"
