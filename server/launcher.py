@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 import gevent
 from gevent.event import Event
@@ -30,6 +31,7 @@ from server.state import ServerState, ServerStopping
 from server.threads import Computation
 
 RESTART_DELAYS_S = (0.0, 1.0, 5.0, 15.0)  # between an engine's death and its successor, by deaths in a row
+STABLE_S = 60.0  # an engine that served so long did not die of its start
 END_OF_STREAMS_S = 2.0  # for the last error events to be written
 
 
@@ -45,6 +47,7 @@ class Launcher:
         self._exit_code = 0
         self._port = config.port
         self._deaths_in_a_row = 0
+        self._ready_s = 0.0  # when the current engine became ready
         self._bar = console.ProgressBar()
         self._process = EngineProcess()
         self._resolved: EngineConfig | None = None  # with the model's local path
@@ -92,17 +95,21 @@ class Launcher:
             process.configure(self._resolved)
             exit_code = process.wait()
             gevent.sleep(0.2)  # its last words may still be on the way
-            served, self._state.ready = self._state.ready is not None, None
+            self._state.ready = None
             fatal = self._client.fatal
             if self._service is not None:
                 self._service.metrics.engine_ended()
             self._client.engine_died()
-            if not served:
+            if (
+                self._service is None
+            ):  # it never served: the flags or the model are wrong, and another try would not mend them
                 self._fail(
                     fatal.text if fatal else f"the engine ended with code {exit_code} while it started",
                     fatal.exit_code if fatal else 1,
                 )
                 return
+            if time.monotonic() - self._ready_s > STABLE_S:
+                self._deaths_in_a_row = 0
             delay_s = RESTART_DELAYS_S[min(self._deaths_in_a_row, len(RESTART_DELAYS_S) - 1)]
             self._deaths_in_a_row += 1
             console.say(
@@ -141,6 +148,7 @@ class Launcher:
         except PyengineError as error:
             self._fail(str(error), error.exit_code)
             return
+        self._ready_s = time.monotonic()
         self._state.ready = ready
 
     def _fail(self, text: str, exit_code: int) -> None:

@@ -211,10 +211,12 @@ class TextProcessor:
             raise RequestError("prompt is empty", param="prompt")
         return self.tokenizer.encode(prompt, add_special_tokens), prompt
 
-    def prepare_messages(self, messages: object, params: SamplingParams, /, **variables: Any) -> PreparedPrompt:
+    def prepare_messages(
+        self, messages: object, params: SamplingParams, tools: list[dict[str, Any]] | None = None, /, **variables: Any
+    ) -> PreparedPrompt:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
         params = self.check_params(params)
-        text = self.render(messages, variables)
+        text = self.render(messages, variables, tools=tools)
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:

@@ -1,0 +1,55 @@
+"""The offline class on the default model."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pyengine import LLM, SamplingParams
+from pyengine.errors import RequestError
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return LLM("smollm2-135m", device="cpu", max_num_seqs=16, max_model_len=512, kv_cache_memory="64MiB")
+
+
+def test_it_answers(llm):
+    output = llm.chat([{"role": "user", "content": "What is the capital of France?"}], GREEDY, use_tqdm=False)[0]
+    assert "Paris" in output.outputs[0].text and output.finished and output.prompt.endswith("<|im_start|>assistant\n")
+
+
+def test_hundreds_of_prompts_come_back_in_order(llm):
+    prompts = [f"{word} number {i} is" for i in range(40) for word in ("The house", "A road", "My friend")]
+    outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=3), use_tqdm=False)
+    assert [output.prompt for output in outputs] == prompts
+    assert all(len(output.outputs[0].token_ids) == 3 for output in outputs)
+    again = llm.generate(prompts[7], SamplingParams(temperature=0.0, max_tokens=3), use_tqdm=False)[0]
+    assert again.outputs[0].text == outputs[7].outputs[0].text and again.num_cached_tokens >= 0
+
+
+def test_every_form_of_a_prompt_and_parameters_for_each(llm):
+    ids = llm.get_tokenizer().encode("The sea is")
+    prompts = ["The sea is", ids, {"prompt": "The sea is"}, {"prompt_token_ids": ids}]
+    params = [SamplingParams(temperature=0.0, max_tokens=n + 1) for n in range(4)]
+    texts = [output.outputs[0].text for output in llm.generate(prompts, params, use_tqdm=False)]
+    assert all(longer.startswith(shorter) for shorter, longer in itertools.pairwise(texts))
+
+
+def test_stop_strings_and_n(llm):
+    params = SamplingParams(temperature=0.9, seed=2, max_tokens=20, n=3, stop=["."])
+    outputs = llm.generate("The sea is", params, use_tqdm=False)[0].outputs
+    assert [output.index for output in outputs] == [0, 1, 2]
+    assert all("." not in output.text for output in outputs) and len({output.text for output in outputs}) > 1
+
+
+def test_bad_prompts_raise_before_anything_runs(llm):
+    for prompt, text in (("", "empty"), ([1, 10**6], "1000000"), ("word " * 600, "512"), ({"wat": 1}, "wat")):
+        with pytest.raises(RequestError, match=text):
+            llm.generate(prompt, GREEDY, use_tqdm=False)
+    with pytest.raises(ValueError, match="one for each"):
+        llm.generate(["a", "b"], [GREEDY], use_tqdm=False)
+    assert llm.generate("The sea is", GREEDY, use_tqdm=False)[0].finished
