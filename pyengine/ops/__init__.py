@@ -467,7 +467,7 @@ def num_threads() -> int:
 
 
 def isa() -> str:
-    """The instruction set of the CPU's bfloat16 dense layers: ``amx``, ``avx512bf16`` or ``avx2``."""
+    """The CPU instruction set in use: ``amx``, ``avx512bf16``, ``avx2`` or ``generic``."""
     return _C.isa()
 
 
