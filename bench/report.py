@@ -15,9 +15,8 @@ TARGET = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Made by `python -m bench.report` from `bench/results/*.json`, which `bench/serving/offline.py` writes. Offline, random
-prompts, every request to its last token, prefill included, median of the repeats. Machines differ and shared ones
-drift, so each record carries what the machine
-could do in the same run: read bandwidth on a CPU, copy bandwidth and a large matrix product on a GPU.
+prompts, every request to its last token, prefill included, median of the repeats. Machines differ and shared ones drift, so each record carries
+what the machine could do in the same run: read bandwidth on a CPU, copy bandwidth and a large matrix product on a GPU.
 
 | workload | requests | prompt | output |
 |---|---|---|---|
@@ -30,9 +29,9 @@ could do in the same run: read bandwidth on a CPU, copy bandwidth and a large ma
 | long16k | 16 | 16000 | 128 |
 | prefix | 512 | 2048 shared + 128 | 64 |
 
-To compare with, SmolLM2-135M on two cores of another machine (AMD Zen 5 with AVX-512 BF16, 40 GB/s), November 2026, best of three;
-llama.cpp's single stream is its decode rate alone and its 16 streams went over HTTP. Absolute figures of different
-machines do not compare; bandwidth decides chat1, and this one had 40 GB/s where the tables below say what theirs had.
+To compare with, SmolLM2-135M on two cores of another machine (AMD Zen 5 with AVX-512 BF16, 40 GB/s), November 2026,
+best of three; llama.cpp's single stream is its decode rate alone and its 16 streams went over HTTP. Absolute figures of
+different machines do not compare: bandwidth decides chat1, and the tables below say what their machines had.
 
 | engine | weights | chat1, output tok/s | chat16, output tok/s | prefill of 512, tok/s |
 |---|---|---|---|---|
