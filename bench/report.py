@@ -15,8 +15,9 @@ TARGET = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Made by `python -m bench.report` from `bench/results/*.json`, which `bench/serving/offline.py` writes. Offline, random
-prompts, every request to its last token, prefill included, median of the repeats. Machines differ and shared ones drift, so each record carries
-what the machine could do in the same run: read bandwidth on a CPU, copy bandwidth and a large matrix product on a GPU.
+prompts, every request to its last token, prefill included, median of the repeats. Machines differ and shared ones
+drift, so each record carries what the machine could do in the same run: read bandwidth on a CPU, copy bandwidth and a
+large matrix product on a GPU.
 
 | workload | requests | prompt | output |
 |---|---|---|---|
