@@ -192,11 +192,10 @@ class Scheduler:
         set_aside = []
         while self._waiting and budget and self._free_rows:
             _, seq = self._waiting[0]
-            if seq.status is Status.FINISHED:  # aborted while it waited
+            if seq.status is Status.FINISHED:  # aborted or failed while it waited
                 heapq.heappop(self._waiting)
                 self._num_stale -= 1
             elif seq.grammar is not None and seq.grammar.ready and seq.grammar.error:
-                heapq.heappop(self._waiting)
                 self._fail(seq, f"the grammar cannot be used: {seq.grammar.error}")
             elif seq.num_inflight or self._waits_for_parent(seq, plan) or not seq.grammar_ready:
                 set_aside.append(heapq.heappop(self._waiting))

@@ -243,3 +243,55 @@ def test_a_preempted_sequence_does_not_queue_again():
         assert loop.step()
     assert loop.scheduler.queued == QueueLoad() and loop.scheduler.stats().num_waiting > 0
     loop.run()
+
+
+class FakeGrammar:
+    """Allows even tokens only; becomes ready after some looks, or fails."""
+
+    def __init__(self, source: str):
+        self._looks = int(source) if source.isdigit() else 0
+        self.error = "" if source.isdigit() else source
+        self.complete = False
+
+    @property
+    def ready(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+    def accept(self, token_id: int) -> bool:
+        return token_id % 2 == 0
+
+
+def constrained(name, prompt, grammar):
+    return Request(name, list(prompt), SamplingParams(max_tokens=6, seed=1, grammar=grammar))
+
+
+def test_a_sequence_waits_for_its_grammar_and_nobody_waits_for_it():
+    loop = Loop()
+    loop.scheduler._make_grammar = FakeGrammar
+    loop.scheduler.add(constrained("bound", range(9), "12"))
+    loop.scheduler.add(request("free", range(20, 30), 3))
+    loop.run()
+    assert list(loop.finished) == [("free", 0), ("bound", 0)]
+
+
+def test_a_grammar_that_cannot_be_made_fails_its_sequence_alone():
+    loop = Loop()
+    loop.scheduler._make_grammar = FakeGrammar
+    loop.scheduler.add(constrained("bad", range(9), "no such rule"))
+    loop.scheduler.add(request("good", range(20, 30), 3))
+    loop.step()
+    failures = loop.scheduler.take_failures()
+    assert [(f.request_id, f.finish_reason) for f in failures] == [("bad", FinishReason.ERROR)]
+    assert "no such rule" in failures[0].error and loop.scheduler.take_failures() == []
+    loop.run()
+    assert loop.finished == {("good", 0): FinishReason.LENGTH}
+
+
+def test_a_token_that_the_grammar_refuses_ends_the_sequence_with_an_error():
+    loop = Loop()
+    loop.scheduler._make_grammar = FakeGrammar
+    prompt = next(list(range(n, n + 9)) for n in range(50) if loop.device.continuation(list(range(n, n + 9)), 1)[0] % 2)
+    loop.scheduler.add(constrained("odd", prompt, "0"))
+    loop.run()
+    assert loop.finished == {("odd", 0): FinishReason.ERROR}
