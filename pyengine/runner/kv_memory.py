@@ -42,16 +42,6 @@ class MemoryPlan:
     def max_blocks_per_seq(self) -> int:
         return -(-self.max_model_len // self.block_size)
 
-    def describe(self) -> list[str]:
-        """The ledger as aligned lines."""
-        width = max(map(len, self.ledger))
-        lines = [f"{name:<{width}}  {format_bytes(size):>10}" for name, size in self.ledger.items()]
-        return [
-            *lines,
-            f"{self.num_blocks} KV blocks of {self.block_size} tokens = {self.num_slots} tokens, "
-            f"{self.num_slots / self.max_model_len:.1f} sequences of {self.max_model_len} tokens",
-        ]
-
 
 def plan_memory(
     config: EngineConfig,

@@ -62,9 +62,8 @@ def test_the_model_is_a_hard_case(alone):
         {"max_num_batched_tokens": 64, "max_num_seqs": 5},
         {"block_size": 32},
         {"kv_cache_memory": "700KiB", "max_model_len": 600},
-        {"async_scheduling": False},
     ],
-    ids=["crowd", "cached", "chunks-of-37", "five-rows", "blocks-of-32", "preempted", "synchronous"],
+    ids=["crowd", "cached", "chunks-of-37", "five-rows", "blocks-of-32", "preempted"],
 )
 def test_tokens_do_not_depend_on(options, alone, make_engine):
     engine = make_engine(**options)
@@ -77,6 +76,16 @@ def test_tokens_do_not_depend_on(options, alone, make_engine):
             (f"again-{name}", i): t for (name, i), t in alone.items()
         }
         assert engine.stats().prefix_cache_hits > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"kv_cache_memory": "700KiB", "max_model_len": 600}], ids=["roomy", "preempted"]
+)
+def test_tokens_do_not_depend_on_when_the_host_waits(options, alone, make_engine):
+    """The other order than the device's own: overlapped on a CPU, one step after the other on a GPU."""
+    engine = make_engine(**options)
+    engine._overlap = not engine._overlap
+    assert generate(engine, _jobs()) == alone
 
 
 def test_tokens_do_not_depend_on_the_order_of_arrival(alone, make_engine):

@@ -114,6 +114,8 @@ def test_stages_do_not_depend_on_the_company(options, make_engine):
         alone |= generate(alone_engine, {name: job})
     engine = make_engine(**options)
     assert generate(engine, jobs) == alone
+    engine._overlap = not engine._overlap
+    assert generate(engine, jobs) == alone
     if "kv_cache_memory" in options:
         assert engine.stats().num_preemptions > 0
 

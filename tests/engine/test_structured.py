@@ -64,6 +64,15 @@ def test_constrained_and_free_sequences_share_a_batch(llm):
     json.loads(together[1].outputs[0].text)
 
 
+def test_masks_are_in_time_when_steps_overlap(llm):
+    plain = _run(llm, {"json": PERSON})
+    llm._engine._overlap = True
+    try:
+        assert _run(llm, {"json": PERSON}) == plain
+    finally:
+        llm._engine._overlap = False
+
+
 def test_a_cut_answer_is_valid_up_to_the_cut(llm):
     params = SamplingParams(temperature=0.8, seed=1, max_tokens=5, grammar=compile_grammar({"json": PERSON}))
     output = llm.generate("Describe a person as JSON:", params, use_tqdm=False)[0].outputs[0]
