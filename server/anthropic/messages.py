@@ -12,7 +12,7 @@ from server.answer import Answer
 from server.anthropic.shapes import PING, MessageShapes, error_body, event
 from server.http import SOCKET_KEY, ClientWatch
 from server.openai.errors import body_of, log_bug
-from server.openai.generate import read_body
+from server.openai.generate import event_stream, read_body, wait_for
 from server.request_id import ENVIRON_KEY
 from server.service import Service
 
@@ -33,8 +33,7 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
             return _whole(answer, shapes, watch)
         request_id = request.environ.get(ENVIRON_KEY, "-")
         events = _stream(answer, shapes, watch, current.config.keep_alive_interval or None, request_id)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return Response(events, mimetype="text/event-stream", headers=headers)
+        return event_stream(events)
 
     @routes.post("/v1/messages/count_tokens")
     def count_tokens() -> Response:
@@ -45,12 +44,7 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
 
 
 def _whole(answer: Answer, shapes: MessageShapes, watch: ClientWatch) -> Response:
-    try:
-        with watch:
-            while not answer.finished:
-                answer.next()
-    finally:
-        answer.close()
+    wait_for(answer, watch)
     return _json(shapes.whole())
 
 

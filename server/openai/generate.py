@@ -39,9 +39,7 @@ def generate(
     if prepared.stream:
         request_id = request.environ.get(ENVIRON_KEY, "-")
         events = _stream(answer, shapes, watch, service.config.keep_alive_interval or None, request_id)
-        return Response(
-            events, mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
+        return event_stream(events)
     return _whole(answer, shapes, watch)
 
 
@@ -52,13 +50,24 @@ def read_body() -> bytes:
     return request.get_data(cache=False)
 
 
-def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
+def wait_for(answer: Answer, watch: ClientWatch) -> None:
+    """Collect the whole answer, for as long as its client is there."""
     try:
         with watch:
             while not answer.finished:
                 answer.next()
     finally:
         answer.close()
+
+
+def event_stream(events: Iterator[bytes]) -> Response:
+    """A response of server-sent events that no proxy may hold back."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return Response(events, mimetype="text/event-stream", headers=headers)
+
+
+def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
+    wait_for(answer, watch)
     whole = shapes.whole(answer.generations)
     whole["usage"] = _usage(answer, shapes)
     body = msgspec.json.encode(whole)

@@ -11,7 +11,7 @@ from server.access import salted
 from server.answer import Answer
 from server.http import SOCKET_KEY, ClientWatch
 from server.openai.errors import body_of, log_bug
-from server.openai.generate import read_body
+from server.openai.generate import event_stream, read_body, wait_for
 from server.openai.response_shapes import ResponseShapes, event
 from server.openai.sse import KEEP_ALIVE
 from server.request_id import ENVIRON_KEY
@@ -35,19 +35,13 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
             return _whole(answer, shapes, watch)
         request_id = request.environ.get(ENVIRON_KEY, "-")
         events = _stream(answer, shapes, watch, current.config.keep_alive_interval or None, request_id)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return Response(events, mimetype="text/event-stream", headers=headers)
+        return event_stream(events)
 
     return routes
 
 
 def _whole(answer: Answer, shapes: ResponseShapes, watch: ClientWatch) -> Response:
-    try:
-        with watch:
-            while not answer.finished:
-                answer.next()
-    finally:
-        answer.close()
+    wait_for(answer, watch)
     return Response(msgspec.json.encode(shapes.whole()), mimetype="application/json")
 
 
