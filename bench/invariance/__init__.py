@@ -1,0 +1,1 @@
+"""Do the families of matrix instructions and libraries give the same bits?"""
