@@ -117,6 +117,7 @@ void linear(const Tensor out, const Tensor x, const Tensor weight, const MaybeTe
   if (out_dtype.value != dtype.value && out_dtype.value != DType::kF32) {
     call.fail(std::string("out must be ") + name_of(dtype.value) + " like x, or f32, got " + name_of(out_dtype.value));
   }
+  if (bias && out_dtype.value != dtype.value) call.fail("a bias needs an out of x's dtype");
   p.weight = packed_weight(call, weight, n, k, dtype);
   if (bias) p.bias = call.arg("bias", *bias).shape({&n}).dtype(&dtype).rows().data<void>();
   p.out = out_arg.data<void>();

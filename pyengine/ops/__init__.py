@@ -163,7 +163,7 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, out_dtyp
 
     Args:
         x: row tensor [m, k].
-        bias: [n] of x's dtype.
+        bias: [n] of x's dtype; only where the result has that dtype too.
         out_dtype: x's dtype (default) or float32 (logits).
 
     Returns:

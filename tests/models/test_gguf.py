@@ -331,10 +331,10 @@ def test_smollm2_greedy_tokens_and_logits_match_transformers(smollm2, text, exac
     torch.testing.assert_close(ours, exact, atol=5e-3, rtol=1e-3)
 
 
-def test_smollm2_in_bfloat16_agrees_where_the_reference_decides_clearly(smollm2, reference, text, exact):
+def test_smollm2_in_bfloat16_agrees_where_the_reference_decides_clearly(smollm2, reference, text, exact, device):
     """Teacher-forced: the chosen token's exact logit is within twice the error of plain bfloat16 torch of the best."""
     plain_error = (hf_logits(copy.deepcopy(reference).to(torch.bfloat16), [text])[0] - exact).abs().amax(dim=-1)
-    ours = PagedRun(load(smollm2, "bfloat16"), [text]).in_steps([11, 1, 1, 1])[0]
+    ours = PagedRun(load(smollm2, "bfloat16", device), [text]).in_steps([11, 1, 1, 1])[0]
     chosen = exact.gather(1, ours.argmax(dim=-1, keepdim=True))[:, 0]
     assert ((exact.amax(dim=-1) - chosen) <= 2 * plain_error).all()
     assert (ours - exact).abs().max() <= 2 * plain_error.max()

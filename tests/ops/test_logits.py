@@ -64,7 +64,7 @@ def test_penalties(device, vocab_size):
     actual, expected, truth = edited(ops.apply_penalties, logits, rows, *state), logits.clone(), logits.double()
     reference.apply_penalties(expected, rows, *state)
     reference.apply_penalties(truth, rows, history, *(f.double() for f in factors(device)))
-    untouched = history[rows.clamp(min=0).long()].int() == 0
+    untouched = history.int()[rows.clamp(min=0).long()] == 0
     untouched[rows < 0] = True
     assert same_bits(actual[untouched], logits[untouched])
     finite = expected.isfinite()

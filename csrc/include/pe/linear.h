@@ -19,7 +19,7 @@ struct LinearParams {
   void* out = nullptr;           // [m, n] of out_dtype
   const void* x = nullptr;       // [m, k] of dtype
   const void* weight = nullptr;  // packed, of dtype
-  const void* bias = nullptr;    // [n] of dtype, or null
+  const void* bias = nullptr;    // [n] of dtype, or null; only with out_dtype = dtype
   int64_t m = 0, n = 0, k = 0;
   int64_t out_stride = 0, x_stride = 0;
   DType dtype = DType::kBF16;
