@@ -252,12 +252,14 @@ void check_batch(const Shape& shape, const Batch& batch, const Geometry& geometr
   }
 }
 
-Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots) {
+Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots, bool whole_chunks = false) {
   Geometry g;
   g.num_ctas = num_ctas;
   g.num_slots = num_slots;
+  g.whole_chunks = whole_chunks;
   return g;
 }
+Geometry by_chunk(int num_ctas) { return ctas(num_ctas, attention::kShallowSlots, true); }
 constexpr int deep_slots(int dim) { return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16); }
 
 void test_against_reference() {
@@ -266,6 +268,7 @@ void test_against_reference() {
   for (const int group : {1, 3, 4, 8}) {
     const Shape shape{2 * group, 2, 64, 16, 0, false};
     check_batch<bf16>(shape, decode, ctas(1, deep_slots(64)));
+    check_batch<bf16>(shape, decode, by_chunk(2));
   }
   check_batch<bf16>({8, 2, 64, 64, 0, true}, mixed, ctas(2));
   check_batch<bf16>({3, 1, 128, 16, 0, false}, mixed, ctas(1, deep_slots(128)));
@@ -274,6 +277,8 @@ void test_against_reference() {
   check_batch<bf16>({4, 2, 64, 16, 50, false}, mixed, ctas(2));
   check_batch<bf16>({4, 1, 64, 16, 300, false}, {{{1, 900, 1}, {2, 620, 40}, {3, 270, 4}}}, ctas(3, deep_slots(64)));
   check_batch<bf16>({40, 1, 64, 16, 0, false}, {{{1, 300, 1}, {2, 20, 1}}}, ctas(1));  // a CTA for one token
+  check_batch<f16>({8, 1, 128, 256, 0, false}, decode, by_chunk(3));
+  check_batch<bf16>({8, 1, 96, 16, 300, false}, {{{1, 900, 1}, {2, 620, 4}, {3, 270, 3}}}, by_chunk(2));
   for (const int dim : {80, 96, 256}) {
     const Shape shape{4, 1, dim, 16, 0, false};
     check_batch<bf16>(shape, {{{1, 70, 1}, {2, 60, 20}, {3, 330, 1}}}, ctas(2, deep_slots(dim)));
@@ -330,9 +335,15 @@ void test_same_bits(const Shape& shape, int len) {
     const Seq one{id, position + 1, 1};
     expect_same(rows_of<T>(shape, {{one}}, id, ctas(1)), whole, "decode, 1 CTA");
     expect_same(rows_of<T>(shape, {{one}}, id, ctas(40, deep_slots(shape.dim))), whole, "decode, 40 CTAs");
+    expect_same(rows_of<T>(shape, {{one}}, id, by_chunk(40)), whole, "decode, a chunk a CTA");
+    expect_same(rows_of<T>(shape, {{one}}, id, by_chunk(1)), whole, "decode, all chunks on one CTA");
   }
   Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
   expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
+  for (const int num_queries : {1, 2}) {
+    const Batch few{{{1, 100, 1}, {id, len, num_queries}, {4, 1, 1}}, 1, 1};
+    expect_same(rows_of<T>(shape, few, id, by_chunk(3)), whole, "by chunk in a crowd");
+  }
   for (const int num_queries : {2, 3, 5}) {  // 8 to 40 rows: half a warp, a warp, a CTA
     crowd.seqs[2].num_queries = num_queries;
     expect_same(rows_of<T>(shape, crowd, id, ctas(2 * num_queries)), whole, "a few tokens in a crowd");
@@ -358,6 +369,7 @@ void test_orders_and_geometry() {
 struct PlanCase {
   std::vector<Seq> seqs;
   int group, num_kv_heads, window, num_ctas;
+  bool whole_chunks = false;
 };
 
 // What a plan must be: every chunk of every tile once, longest pieces first, inside its bounds, partial rows apart.
@@ -383,7 +395,7 @@ PlanFacts check_plan(const PlanCase& c) {
   p.kv.num_kv_heads = c.num_kv_heads;
   p.kv.head_dim = 128;
   p.window = c.window;
-  const Geometry geometry = ctas(c.num_ctas);
+  const Geometry geometry = ctas(c.num_ctas, attention::kShallowSlots, c.whole_chunks);
   Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
   attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
   EXPECT(memory.guards_intact(), "the plan wrote past its memory");
@@ -405,7 +417,8 @@ PlanFacts check_plan(const PlanCase& c) {
       chunks[shape.on_cta] += tile.chunk_end - tile.chunk_begin;
     }
   }
-  const attention::PieceLimits limits = attention::piece_limits(chunks[1], chunks[0], c.num_kv_heads, c.num_ctas);
+  const attention::PieceLimits limits =
+      attention::piece_limits(chunks[1], chunks[0], c.num_kv_heads, c.num_ctas, c.whole_chunks);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {
@@ -416,7 +429,7 @@ PlanFacts check_plan(const PlanCase& c) {
       EXPECT(items[i].chunk_end > items[i].chunk_begin, "an empty piece");
       if (!on_cta) longest = std::max<int64_t>(longest, items[i].chunk_end - items[i].chunk_begin);
     }
-    const int limit = on_cta ? limits.cta : limits.warp;
+    const int limit = on_cta && !limits.by_chunk ? limits.cta : limits.warp;
     const auto bucket = [&](int i) {
       return attention::length_bucket(items[i].chunk_end - items[i].chunk_begin, limit);
     };
@@ -466,6 +479,9 @@ void test_plan() {
          "one long sequence is spread: %d splits, pieces up to %d", facts.num_splits,
          static_cast<int>(facts.longest_warp_piece));
   EXPECT(check_plan({{{0, 1024, 1}}, 4, 8, 0, 132}).num_warp_items == 4, "batch 1: a chunk a warp");
+  const PlanFacts few = check_plan({{{0, 1024, 1}}, 4, 8, 0, 132, true});
+  EXPECT(few.num_cta_items == 4 && few.num_warp_items == 0, "few chunks: a chunk a CTA");
+  EXPECT(check_plan({{{0, 1024, 1}, {0, 1024, 40}}, 4, 8, 0, 132, true}).num_warp_items > 0, "prefill leaves decode to warps");
   EXPECT(check_plan({{{0, 16384, 2048}}, 4, 8, 0, 132}).num_splits == 0, "a prefill chunk has tiles enough");
   EXPECT(check_plan({{{0, 16384, 16}}, 4, 8, 0, 132}).num_splits == 1, "64 rows over a long context are split");
   check_plan({{{0, 1 << 20, 1}, {0, 5, 5}, {0, 0, 0}}, 8, 1, 0, 132});
@@ -478,7 +494,8 @@ void test_plan() {
                static_cast<int>(1 + random.below(9)),
                static_cast<int>(1 + random.below(8)),
                i % 3 == 0 ? static_cast<int>(1 + random.below(2000)) : 0,
-               static_cast<int>(1 + random.below(140))};
+               static_cast<int>(1 + random.below(140)),
+               i % 2 == 0};
     for (int64_t n = random.below(600); n > 0; --n) {
       const int len = static_cast<int>(1 + random.below(random.below(20) == 0 ? 50000 : 1500));
       const int num_queries = random.below(8) == 0 ? static_cast<int>(1 + random.below(len)) : 1;

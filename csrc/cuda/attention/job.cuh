@@ -118,9 +118,10 @@ __device__ __forceinline__ void load_queries(const RunArgs& args, const Job& job
   }
 }
 
-template <typename T, int kDim, int kHalves>
+// Columns [column, column + kCols) of the warp's rows.
+template <typename T, int kCols, int kHalves>
 __device__ __forceinline__ void store_output(const RunArgs& args, const Job& job,
-                                             const RowState<kDim, kHalves>& state) {
+                                             const RowState<kCols, kHalves>& state, int column = 0) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     if (!has_row(job, i)) continue;
@@ -128,26 +129,28 @@ __device__ __forceinline__ void store_output(const RunArgs& args, const Job& job
                                            row_offset(args, job.query_begin, job.first_row + lane_row(i), job.kv_head,
                                                       args.out_token_stride, args.out_head_stride));
     const float scale = inverse_sum(state.sum[i]);
+    to += column / 2;
 #pragma unroll
-    for (int j = 0; j < kDim / 8; ++j) {
+    for (int j = 0; j < kCols / 8; ++j) {
       to[4 * j + lane_id() % 4] = pack2<T>(state.acc[j][2 * i] * scale, state.acc[j][2 * i + 1] * scale);
     }
   }
 }
 
-// Stores the warp's rows as partial result number `index` of the item.
-template <int kDim, int kHalves>
+// Stores columns [column, column + kCols) of the warp's rows as partial result number `index` of the item.
+template <int kDim, int kCols, int kHalves>
 __device__ __forceinline__ void store_partial(const RunArgs& args, const Job& job, int index,
-                                              const RowState<kDim, kHalves>& state) {
+                                              const RowState<kCols, kHalves>& state, int column = 0) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     if (!has_row(job, i)) continue;
     const int64_t row = job.item.state + int64_t{index} * job.tile_rows + job.row_in_tile + lane_row(i);
     const int64_t at = row * args.num_kv_heads + job.kv_head;
-    auto* acc = reinterpret_cast<float2*>(args.partial_acc + at * kDim);
-    if (lane_id() % 4 == 0) reinterpret_cast<float2*>(args.partial_sum)[at] = make_float2(state.max[i], state.sum[i]);
+    auto* acc = reinterpret_cast<float2*>(args.partial_acc + at * kDim + column);
+    if (column == 0 && lane_id() % 4 == 0)
+      reinterpret_cast<float2*>(args.partial_sum)[at] = make_float2(state.max[i], state.sum[i]);
 #pragma unroll
-    for (int j = 0; j < kDim / 8; ++j) {
+    for (int j = 0; j < kCols / 8; ++j) {
       acc[4 * j + lane_id() % 4] = make_float2(state.acc[j][2 * i], state.acc[j][2 * i + 1]);
     }
   }
@@ -155,24 +158,26 @@ __device__ __forceinline__ void store_partial(const RunArgs& args, const Job& jo
 
 // The two ends of a chunk: into the running state of the item, or to a partial result of its own; then the next one
 // begins.
-template <int kDim, int kHalves>
+template <int kDim, int kCols, int kHalves>
 __device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
-                                          RowState<kDim, kHalves>& chunk, RowState<kDim, kHalves>& running) {
+                                          RowState<kCols, kHalves>& chunk, RowState<kCols, kHalves>& running,
+                                          int column = 0) {
   close_chunk(chunk);
   if (job.item.folds != 0) {
     merge_chunk(chunk, args.scale_log2, running);
   } else {
-    store_partial(args, job, chunk_index - job.item.chunk_begin, chunk);
+    store_partial<kDim>(args, job, chunk_index - job.item.chunk_begin, chunk, column);
   }
   chunk.clear();
 }
-template <typename T, int kDim, int kHalves>
-__device__ __forceinline__ void end_item(const RunArgs& args, const Job& job, const RowState<kDim, kHalves>& running) {
+template <typename T, int kDim, int kCols, int kHalves>
+__device__ __forceinline__ void end_item(const RunArgs& args, const Job& job, const RowState<kCols, kHalves>& running,
+                                         int column = 0) {
   if (job.item.folds == 0) return;
   if (job.item.split < 0) {
-    store_output<T>(args, job, running);
+    store_output<T>(args, job, running, column);
   } else {
-    store_partial(args, job, 0, running);
+    store_partial<kDim>(args, job, 0, running, column);
   }
 }
 

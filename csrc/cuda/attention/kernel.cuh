@@ -4,11 +4,12 @@
 // grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
 // traffic and floors: decode.cuh (HBM-bound), prefill.cuh (bound by the tensor cores)
 //
-// Each CTA takes CTA items (128 rows) until none is left, then each of its warps takes warp items (16 rows), then rows
+// Each CTA takes CTA items (128 rows, or 16 by whole chunks) until none is left, then each of its warps takes warp items (16 rows), then rows
 // to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
 // launch, and the empty part of a step costs one look at the header. The last CTA to leave resets the tickets, so that
 // the next layer finds the plan as it was: one plan serves one stream at a time.
 #pragma once
+#include "cuda/attention/chunk.cuh"
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
 #include "cuda/attention/prefill.cuh"
@@ -24,25 +25,40 @@ struct WarpMemory {
   int* ticket;  // of the CTA
 };
 template <int kDim>
-__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots) {
-  unsigned char* const control = smem + ring_bytes<kDim>(num_slots);
+__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots, bool whole_chunks) {
+  unsigned char* const control = smem + smem_bytes<kDim>(num_slots, whole_chunks) - kControlBytes;
   return {smem, smem + warp_id() * num_slots * kSlabBytes<kDim>,
           reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
           reinterpret_cast<int*>(control + kWarps * kJobBytes)};
 }
 
+// The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
+__device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) {
+  if (args.spread && first) return static_cast<int>(blockIdx.x);
+  return static_cast<int>(atomicAdd(&args.plan.header->next_cta, 1u) + (args.spread ? gridDim.x : 0));
+}
+
 template <typename T, int kDim>
 __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpMemory& memory) {
-  for (;;) {
+  for (bool first = true;; first = false) {
     __syncthreads();  // everybody is done with the ring and the last ticket
-    if (threadIdx.x == 0) *memory.ticket = static_cast<int>(atomicAdd(&args.plan.header->next_cta, 1u));
+    if (threadIdx.x == 0) *memory.ticket = take_cta_ticket(args, first);
     __syncthreads();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
-    set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
-            warp_id() * kWarpRows, memory.job);
-    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
-    if (memory.job->item.split < 0) continue;
+    const Item item = args.plan.cta_items[ticket / args.num_kv_heads];
+    if (kDim / 16 <= kWarps && item.by_chunk != 0) {
+      set_job(args, item, ticket % args.num_kv_heads, kWarpRows, 0, memory.job);
+      if (memory.job->num_rows <= kHalfRows) {
+        run_chunk_item<T, kDim, 1>(args, *memory.job, memory.cta_slots);
+      } else {
+        run_chunk_item<T, kDim, 2>(args, *memory.job, memory.cta_slots);
+      }
+    } else {
+      set_job(args, item, ticket % args.num_kv_heads, kCtaRows, warp_id() * kWarpRows, memory.job);
+      run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    }
+    if (item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);
   }
@@ -99,7 +115,7 @@ template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
-  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots);
+  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.whole_chunks);
   wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   run_warp_tickets<T, kDim>(args, memory);
@@ -109,7 +125,8 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs ar
 template <int kDim>
 void launch_attention(const RunArgs& args, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots), stream,
+    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.whole_chunks),
+           stream,
            "paged_attention", args);
   };
   dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);

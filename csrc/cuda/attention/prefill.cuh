@@ -84,9 +84,9 @@ __device__ __forceinline__ void run_cta_item(const RunArgs& args, const Job& job
         multiply_values<T, kDim>(values + s * kSlabBytes<kDim>, weights[s], chunk.acc);
       }
     }
-    if (ends_chunk(job, tile)) end_chunk(args, job, tile / kChunkTiles, chunk, running);
+    if (ends_chunk(job, tile)) end_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
   }
-  end_item<T>(args, job, running);
+  end_item<T, kDim>(args, job, running);
 }
 
 }  // namespace pe::cuda::attention

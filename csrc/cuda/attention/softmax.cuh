@@ -73,14 +73,14 @@ __device__ __forceinline__ void multiply_keys(const unsigned char* keys, const u
   }
 }
 
-// acc += weights of one slab x v. The weights of a half that is not computed are zero.
-template <typename T, int kDim>
+// acc += weights of one slab x kCols columns of v, from `values` on. The weights of a half that is not computed are zero.
+template <typename T, int kDim, int kCols = kDim>
 __device__ __forceinline__ void multiply_values(const unsigned char* values, const uint32_t (&weights)[4],
-                                                float (&acc)[kDim / 8][4]) {
+                                                float (&acc)[kCols / 8][4]) {
   const int lane = lane_id();
   const unsigned char* row = values + (lane / 8 % 2 * 8 + lane % 8) * kRowBytes<kDim> + lane / 16 * 16;
 #pragma unroll
-  for (int n = 0; n < kDim / 16; ++n) {
+  for (int n = 0; n < kCols / 16; ++n) {
     uint32_t b[4];
     ldmatrix_x4_trans(b, row + n * 32);
     mma_m16n8k16<T>(acc[2 * n], weights, b[0], b[1]);
@@ -100,45 +100,67 @@ __device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, 
   }
 }
 
+// Largest score of lane row i in the tile.
+__device__ __forceinline__ float largest_score(const TileScores& scores, int i) {
+  float most = kNoScore;
+#pragma unroll
+  for (int j = 0; j < kTileTokens / 8; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
+  return warp_reduce<4>(most, [](float a, float b) { return fmaxf(a, b); });
+}
+
+// What a tile does to a row whose maximum it raises (or leaves) from `before` to `after`.
+struct Rescale {
+  float decay, shift;  // of what was there; of the tile's scores
+};
+__device__ __forceinline__ Rescale make_rescale(float before, float after, float scale_log2) {
+  const float base = after == kNoScore ? 0.0f : after;
+  return {power_of_2((before - base) * scale_log2), base * scale_log2};
+}
+
+// Scores of lane row i become weights; returns the sum of those that this lane holds.
+__device__ __forceinline__ float weigh_scores(TileScores& scores, int i, float scale_log2, float shift) {
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kTileTokens / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float& p = scores[j][2 * i + e];
+      p = power_of_2(fmaf(p, scale_log2, -shift));
+      sum += p;
+    }
+  }
+  return sum;
+}
+
+// The weights of slab s as fragments of the second product.
+template <typename T, int kHalves>
+__device__ __forceinline__ void pack_weights(const TileScores& scores, int s, uint32_t (&weights)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    weights[2 * half] = pack2<T>(scores[2 * s + half][0], scores[2 * s + half][1]);
+    weights[2 * half + 1] = kHalves == 2 ? pack2<T>(scores[2 * s + half][2], scores[2 * s + half][3]) : 0;
+  }
+}
+
 // Takes one tile into the state's max and sum, rescales acc, and leaves the weights that v is to be multiplied with.
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_log2, RowState<kDim, kHalves>& state,
                                               TileWeights& weights) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
-    float most = state.max[i];
-#pragma unroll
-    for (int j = 0; j < kTileTokens / 8; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
-    most = warp_reduce<4>(most, [](float a, float b) { return fmaxf(a, b); });
-    const float base = most == kNoScore ? 0.0f : most;
-    const float decay = power_of_2((state.max[i] - base) * scale_log2);
-    const float shift = base * scale_log2;
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < kTileTokens / 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float& p = scores[j][2 * i + e];
-        p = power_of_2(fmaf(p, scale_log2, -shift));
-        sum += p;
-      }
-    }
+    const float most = fmaxf(state.max[i], largest_score(scores, i));
+    const Rescale rescale = make_rescale(state.max[i], most, scale_log2);
+    const float sum = weigh_scores(scores, i, scale_log2, rescale.shift);
     state.max[i] = most;
-    state.sum[i] = fmaf(state.sum[i], decay, sum);
+    state.sum[i] = fmaf(state.sum[i], rescale.decay, sum);
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      state.acc[j][2 * i] *= decay;
-      state.acc[j][2 * i + 1] *= decay;
+      state.acc[j][2 * i] *= rescale.decay;
+      state.acc[j][2 * i + 1] *= rescale.decay;
     }
   }
 #pragma unroll
-  for (int s = 0; s < kTileSlabs; ++s) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      weights[s][2 * half] = pack2<T>(scores[2 * s + half][0], scores[2 * s + half][1]);
-      weights[s][2 * half + 1] = kHalves == 2 ? pack2<T>(scores[2 * s + half][2], scores[2 * s + half][3]) : 0;
-    }
-  }
+  for (int s = 0; s < kTileSlabs; ++s) pack_weights<T, kHalves>(scores, s, weights[s]);
 }
 
 // A chunk's sums are kept per lane until its end: here the four lanes of a row add theirs up.

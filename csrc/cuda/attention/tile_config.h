@@ -63,9 +63,20 @@ constexpr int ring_bytes(int num_slots) {
   const int warps = kWarps * num_slots * kSlabBytes<kDim>, cta = kCtaStages * kTileBytes<kDim>;
   return warps > cta ? warps : cta;
 }
+
+// A CTA that works on whole chunks: K of two chunks, so that one arrives while the other is computed on, V of one; the
+// weights of a chunk as fragments, and per tile and row its maximum, its decay and its four lanes' sums.
 template <int kDim>
-constexpr int smem_bytes(int num_slots) {
-  return ring_bytes<kDim>(num_slots) + kControlBytes;
+constexpr int kChunkBytes = kChunkSlabs * kSlabBytes<kDim>;
+constexpr int kWeightBytes = kChunkSlabs * 32 * 16;
+constexpr int kTileStatBytes = kChunkTiles * kWarpRows * 6 * 4;
+template <int kDim>
+constexpr int kWholeChunkBytes = 3 * kChunkBytes<kDim> + kWeightBytes + kTileStatBytes;
+
+template <int kDim>
+constexpr int smem_bytes(int num_slots, bool whole_chunks) {
+  const int ring = ring_bytes<kDim>(num_slots), chunks = whole_chunks ? kWholeChunkBytes<kDim> : 0;
+  return (ring > chunks ? ring : chunks) + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------
@@ -73,9 +84,17 @@ constexpr int smem_bytes(int num_slots) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A warp's piece may be twice the average load of a warp: half of the warps already saturate the memory, and every
-// split costs the storing and merging of partial results.
-constexpr int kWarpSlack = 2;
+// A warp's piece is at most the average load of a warp: longer ones leave the others waiting at the end; every split
+// costs the storing and merging of partial results.
+#ifndef PE_WARP_SLACK_NUM
+#define PE_WARP_SLACK_NUM 1
+#define PE_WARP_SLACK_DEN 1
+#endif
+constexpr int kWarpSlackNum = PE_WARP_SLACK_NUM, kWarpSlackDen = PE_WARP_SLACK_DEN;
+// With at most so many chunks per CTA a step is short, and what counts is how long one chunk takes: then a whole CTA
+// works on it instead of one warp. A piece is at most half the average load of a CTA.
+constexpr int kFewChunksPerCta = 8;
+constexpr int kChunkSlackDen = 2;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.
