@@ -136,7 +136,7 @@ class World {
     Plan plan;
     attention::lay_out(attention::plan_bounds(p, geometry), memory, &plan);
     const attention::Header& h = *plan.header;
-    bool rested = h.next_cta == 0 && h.next_warp == 0 && h.num_done == 0;
+    bool rested = h.next_cta == 0 && h.next_warp == 0 && h.next_merge == 0 && h.num_done == 0;
     for (int i = 0; i < h.num_splits * shape_.num_kv_heads; ++i) rested = rested && plan.arrivals[i] == 0;
     EXPECT(rested, "a run leaves tickets or arrivals behind");
   }
@@ -252,14 +252,14 @@ void check_batch(const Shape& shape, const Batch& batch, const Geometry& geometr
   }
 }
 
-Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots, bool whole_chunks = false) {
+Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots, bool by_cta = false) {
   Geometry g;
   g.num_ctas = num_ctas;
   g.num_slots = num_slots;
-  g.whole_chunks = whole_chunks;
+  g.by_cta = by_cta;
   return g;
 }
-Geometry by_chunk(int num_ctas) { return ctas(num_ctas, attention::kShallowSlots, true); }
+Geometry decoding_by_cta(int num_ctas) { return ctas(num_ctas, attention::kShallowSlots, true); }
 constexpr int deep_slots(int dim) { return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16); }
 
 void test_against_reference() {
@@ -268,7 +268,7 @@ void test_against_reference() {
   for (const int group : {1, 3, 4, 8}) {
     const Shape shape{2 * group, 2, 64, 16, 0, false};
     check_batch<bf16>(shape, decode, ctas(1, deep_slots(64)));
-    check_batch<bf16>(shape, decode, by_chunk(2));
+    check_batch<bf16>(shape, decode, decoding_by_cta(2));
   }
   check_batch<bf16>({8, 2, 64, 64, 0, true}, mixed, ctas(2));
   check_batch<bf16>({3, 1, 128, 16, 0, false}, mixed, ctas(1, deep_slots(128)));
@@ -277,8 +277,8 @@ void test_against_reference() {
   check_batch<bf16>({4, 2, 64, 16, 50, false}, mixed, ctas(2));
   check_batch<bf16>({4, 1, 64, 16, 300, false}, {{{1, 900, 1}, {2, 620, 40}, {3, 270, 4}}}, ctas(3, deep_slots(64)));
   check_batch<bf16>({40, 1, 64, 16, 0, false}, {{{1, 300, 1}, {2, 20, 1}}}, ctas(1));  // a CTA for one token
-  check_batch<f16>({8, 1, 128, 256, 0, false}, decode, by_chunk(3));
-  check_batch<bf16>({8, 1, 96, 16, 300, false}, {{{1, 900, 1}, {2, 620, 4}, {3, 270, 3}}}, by_chunk(2));
+  check_batch<f16>({8, 1, 128, 256, 0, false}, decode, decoding_by_cta(3));
+  check_batch<bf16>({8, 1, 96, 16, 300, false}, {{{1, 900, 1}, {2, 620, 4}, {3, 270, 3}}}, decoding_by_cta(2));
   for (const int dim : {80, 96, 256}) {
     const Shape shape{4, 1, dim, 16, 0, false};
     check_batch<bf16>(shape, {{{1, 70, 1}, {2, 60, 20}, {3, 330, 1}}}, ctas(2, deep_slots(dim)));
@@ -335,14 +335,14 @@ void test_same_bits(const Shape& shape, int len) {
     const Seq one{id, position + 1, 1};
     expect_same(rows_of<T>(shape, {{one}}, id, ctas(1)), whole, "decode, 1 CTA");
     expect_same(rows_of<T>(shape, {{one}}, id, ctas(40, deep_slots(shape.dim))), whole, "decode, 40 CTAs");
-    expect_same(rows_of<T>(shape, {{one}}, id, by_chunk(40)), whole, "decode, a chunk a CTA");
-    expect_same(rows_of<T>(shape, {{one}}, id, by_chunk(1)), whole, "decode, all chunks on one CTA");
+    expect_same(rows_of<T>(shape, {{one}}, id, decoding_by_cta(40)), whole, "decode by CTA, 40");
+    expect_same(rows_of<T>(shape, {{one}}, id, decoding_by_cta(1)), whole, "decode by CTA, 1");
   }
   Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
   expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
   for (const int num_queries : {1, 2}) {
     const Batch few{{{1, 100, 1}, {id, len, num_queries}, {4, 1, 1}}, 1, 1};
-    expect_same(rows_of<T>(shape, few, id, by_chunk(3)), whole, "by chunk in a crowd");
+    expect_same(rows_of<T>(shape, few, id, decoding_by_cta(3)), whole, "by CTA in a crowd");
   }
   for (const int num_queries : {2, 3, 5}) {  // 8 to 40 rows: half a warp, a warp, a CTA
     crowd.seqs[2].num_queries = num_queries;
@@ -369,7 +369,7 @@ void test_orders_and_geometry() {
 struct PlanCase {
   std::vector<Seq> seqs;
   int group, num_kv_heads, window, num_ctas;
-  bool whole_chunks = false;
+  bool by_cta = false;
 };
 
 // What a plan must be: every chunk of every tile once, longest pieces first, inside its bounds, partial rows apart.
@@ -395,7 +395,7 @@ PlanFacts check_plan(const PlanCase& c) {
   p.kv.num_kv_heads = c.num_kv_heads;
   p.kv.head_dim = 128;
   p.window = c.window;
-  const Geometry geometry = ctas(c.num_ctas, attention::kShallowSlots, c.whole_chunks);
+  const Geometry geometry = ctas(c.num_ctas, attention::kShallowSlots, c.by_cta);
   Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
   attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
   EXPECT(memory.guards_intact(), "the plan wrote past its memory");
@@ -418,7 +418,7 @@ PlanFacts check_plan(const PlanCase& c) {
     }
   }
   const attention::PieceLimits limits =
-      attention::piece_limits(chunks[1], chunks[0], c.num_kv_heads, c.num_ctas, c.whole_chunks);
+      attention::piece_limits(chunks[1], chunks[0], c.num_kv_heads, c.num_ctas, c.by_cta);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {
@@ -429,7 +429,7 @@ PlanFacts check_plan(const PlanCase& c) {
       EXPECT(items[i].chunk_end > items[i].chunk_begin, "an empty piece");
       if (!on_cta) longest = std::max<int64_t>(longest, items[i].chunk_end - items[i].chunk_begin);
     }
-    const int limit = on_cta && !limits.by_chunk ? limits.cta : limits.warp;
+    const int limit = on_cta ? limits.cta : limits.warp;
     const auto bucket = [&](int i) {
       return attention::length_bucket(items[i].chunk_end - items[i].chunk_begin, limit);
     };
@@ -480,8 +480,8 @@ void test_plan() {
          static_cast<int>(facts.longest_warp_piece));
   EXPECT(check_plan({{{0, 1024, 1}}, 4, 8, 0, 132}).num_warp_items == 4, "batch 1: a chunk a warp");
   const PlanFacts few = check_plan({{{0, 1024, 1}}, 4, 8, 0, 132, true});
-  EXPECT(few.num_cta_items == 4 && few.num_warp_items == 0, "few chunks: a chunk a CTA");
-  EXPECT(check_plan({{{0, 1024, 1}, {0, 1024, 40}}, 4, 8, 0, 132, true}).num_warp_items > 0, "prefill leaves decode to warps");
+  EXPECT(few.num_warp_items == 4, "few chunks: a chunk a CTA");
+  EXPECT(check_plan({uniform, 4, 8, 0, 132, true}).num_splits == 0, "many whole sequences a CTA");
   EXPECT(check_plan({{{0, 16384, 2048}}, 4, 8, 0, 132}).num_splits == 0, "a prefill chunk has tiles enough");
   EXPECT(check_plan({{{0, 16384, 16}}, 4, 8, 0, 132}).num_splits == 1, "64 rows over a long context are split");
   check_plan({{{0, 1 << 20, 1}, {0, 5, 5}, {0, 0, 0}}, 8, 1, 0, 132});

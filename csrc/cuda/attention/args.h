@@ -12,18 +12,18 @@ struct Geometry {
   int num_slots = 0;  // of a warp's ring
   // All CTAs are resident at once: the first tickets go round the SMs instead of to whoever asks first.
   bool spread = false;
-  // Shared memory holds a chunk and more: where a step has few chunks, a CTA works on each of them (chunk.cuh).
-  bool whole_chunks = false;
+  // Shared memory is large enough for a CTA to work on one sequence's 16 rows at a time (decode_cta.cuh).
+  bool by_cta = false;
 };
 
-// One piece of work: the rows from first_row on of a sequence (16 for a warp or for a CTA that takes whole chunks, else
-// 128 for a CTA), chunks [chunk_begin, chunk_end). The ticket that takes it also names the kv head.
+// One piece of work: the rows from first_row on of a sequence (16 of the decode list, 128 of the prefill list), chunks
+// [chunk_begin, chunk_end). The ticket that takes it also names the kv head.
 struct alignas(16) Item {
   int32_t seq, first_row, chunk_begin, chunk_end;
   int32_t split;  // -1: the piece is the whole tile and writes the output; else the index of its Split
   int32_t state;  // where its partial results begin, in rows (see Split)
   int32_t folds;  // 1: all its chunks become one state (the whole tile, or the first piece); 0: one state per chunk
-  int32_t by_chunk;  // 1: 16 rows, of which a CTA takes a chunk at a time
+  int32_t unused;
 };
 
 // A tile cut into pieces. Its partial results are num_states x num_rows rows, from row `state` on: state 0 is the fold
@@ -45,8 +45,7 @@ struct Tile {
 
 struct Header {
   int32_t num_cta_items, num_warp_items, num_splits, num_merge_rows;
-  uint32_t next_cta, next_warp, num_done;  // tickets taken, CTAs gone; zero between launches
-  uint32_t unused;
+  uint32_t next_cta, next_warp, next_merge, num_done;  // tickets taken, CTAs gone; zero between launches
 };
 
 struct Plan {
@@ -69,8 +68,7 @@ inline PlanBounds plan_bounds(const PagedAttentionParams& p, const Geometry& g) 
   const int64_t tiles = rows / kCtaRows + 2 * p.num_seqs;
   const int64_t ctas = g.num_ctas, warps = ctas * kWarps;
   const int64_t merge_rows = ctas * kCtaRows + warps * kWarpRows;
-  const int64_t by_chunk = g.whole_chunks ? 2 * p.num_seqs + ctas * kFewChunksPerCta : 0;
-  return {tiles, tiles + ctas + by_chunk, 2 * p.num_seqs + warps, ctas + warps, merge_rows < rows ? merge_rows : rows};
+  return {tiles, tiles + ctas, 2 * p.num_seqs + warps, ctas + warps, merge_rows < rows ? merge_rows : rows};
 }
 
 // Lays the lists out behind `base` and returns the bytes they take (base may be null to ask for the size).
@@ -112,7 +110,7 @@ struct PlanArgs {
   const int32_t* seq_lens;
   int64_t num_partial_rows;
   int32_t num_seqs, num_kv_heads, group, window, num_ctas;
-  bool whole_chunks;
+  bool by_cta;
 };
 
 struct RunArgs {
@@ -132,7 +130,7 @@ struct RunArgs {
   int32_t block_shift;  // log2 of block_size
   int32_t group, num_kv_heads, window, num_slots;
   float scale_log2;  // scale x log2(e): probabilities are powers of two
-  bool spread, whole_chunks;
+  bool spread, by_cta;
 };
 
 // Host entry points with the geometry as an argument; the public ones pass the device's.

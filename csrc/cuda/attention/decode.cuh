@@ -72,7 +72,7 @@ __device__ __forceinline__ void run_warp_item(const RunArgs& args, const Job& jo
       const unsigned char* keys = ring.get(tile * kTileParts + s);
       if (holds_keys(job, token + s * kSlabTokens, kSlabTokens)) multiply_keys<T, kDim, 1>(keys, q, scores + 2 * s);
     }
-    if (!sees_whole_tile(job, token)) hide_unseen<kHalves>(args, job, token, scores);
+    if (!sees_all(job, token, kTileTokens)) hide_unseen<kHalves>(args, job, token, scores);
     TileWeights weights;
     absorb_scores<T>(scores, args.scale_log2, chunk, weights);
 #pragma unroll

@@ -71,9 +71,9 @@ __device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, i
 __device__ __forceinline__ bool sees_tile(const Job& job, int token) {
   return job.num_rows > 0 && token < job.last.end && token + kTileTokens > job.first.begin;
 }
-// Every row of the warp sees all of them.
-__device__ __forceinline__ bool sees_whole_tile(const Job& job, int token) {
-  return token >= job.last.begin && token + kTileTokens <= job.first.end;
+// Every row of the warp sees all keys of [token, token + count).
+__device__ __forceinline__ bool sees_all(const Job& job, int token, int count) {
+  return token >= job.last.begin && token + count <= job.first.end;
 }
 // Some row of the item sees some key of [token, token + count).
 __device__ __forceinline__ bool holds_keys(const Job& job, int token, int count) {
@@ -84,8 +84,9 @@ __device__ __forceinline__ bool holds_keys(const Job& job, int token, int count)
 __device__ __forceinline__ int lane_row(int i) { return lane_id() / 4 + 8 * i; }
 __device__ __forceinline__ bool has_row(const Job& job, int i) { return lane_row(i) < job.num_rows; }
 
-template <int kHalves>
-__device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job, int token, TileScores& scores) {
+template <int kHalves, int kCols>
+__device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job, int token,
+                                            float (&scores)[kCols][4]) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     const KeyRange keys = keys_of_row(job.first_position, job.first_row + lane_row(i), args);

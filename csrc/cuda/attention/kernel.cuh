@@ -4,14 +4,14 @@
 // grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
 // traffic and floors: decode.cuh (HBM-bound), prefill.cuh (bound by the tensor cores)
 //
-// Each CTA takes CTA items (128 rows, or 16 by whole chunks) until none is left, then each of its warps takes warp items (16 rows), then rows
-// to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
+// Each CTA takes prefill items (128 rows) until none is left, then decode items (16 rows; each of its warps by itself
+// where shared memory is small), then its warps take rows to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
 // launch, and the empty part of a step costs one look at the header. The last CTA to leave resets the tickets, so that
 // the next layer finds the plan as it was: one plan serves one stream at a time.
 #pragma once
-#include "cuda/attention/chunk.cuh"
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
+#include "cuda/attention/decode_cta.cuh"
 #include "cuda/attention/prefill.cuh"
 #include "cuda/common/launch.cuh"
 
@@ -25,8 +25,8 @@ struct WarpMemory {
   int* ticket;  // of the CTA
 };
 template <int kDim>
-__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots, bool whole_chunks) {
-  unsigned char* const control = smem + smem_bytes<kDim>(num_slots, whole_chunks) - kControlBytes;
+__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots, bool by_cta) {
+  unsigned char* const control = smem + smem_bytes<kDim>(num_slots, by_cta) - kControlBytes;
   return {smem, smem + warp_id() * num_slots * kSlabBytes<kDim>,
           reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
           reinterpret_cast<int*>(control + kWarps * kJobBytes)};
@@ -46,19 +46,10 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     __syncthreads();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
-    const Item item = args.plan.cta_items[ticket / args.num_kv_heads];
-    if (kDim / 16 <= kWarps && item.by_chunk != 0) {
-      set_job(args, item, ticket % args.num_kv_heads, kWarpRows, 0, memory.job);
-      if (memory.job->num_rows <= kHalfRows) {
-        run_chunk_item<T, kDim, 1>(args, *memory.job, memory.cta_slots);
-      } else {
-        run_chunk_item<T, kDim, 2>(args, *memory.job, memory.cta_slots);
-      }
-    } else {
-      set_job(args, item, ticket % args.num_kv_heads, kCtaRows, warp_id() * kWarpRows, memory.job);
-      run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
-    }
-    if (item.split < 0) continue;
+    set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
+            warp_id() * kWarpRows, memory.job);
+    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    if (memory.job->item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);
   }
@@ -73,6 +64,20 @@ __device__ __forceinline__ int take_warp_ticket(const RunArgs& args, bool first)
   int ticket = 0;
   if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_warp, 1u));
   return __shfl_sync(kFullMask, ticket, 0) + (spread ? num_ctas * kWarps : 0);
+}
+
+// Where CTAs decode, what is left for single warps is to merge.
+template <typename T, int kDim>
+__device__ __forceinline__ void run_merge_tickets(const RunArgs& args) {
+  const int num_merges = args.plan.header->num_merge_rows * args.num_kv_heads;
+  if (num_merges == 0) return;
+  for (;;) {
+    int ticket = 0;
+    if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_merge, 1u));
+    ticket = __shfl_sync(kFullMask, ticket, 0);
+    if (ticket >= num_merges) return;
+    run_merge<T, kDim>(args, args.plan.merge_rows[ticket / args.num_kv_heads], ticket % args.num_kv_heads);
+  }
 }
 
 template <typename T, int kDim>
@@ -108,24 +113,32 @@ __device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
   if (*shared == 0) return;
   const int num_arrivals = args.plan.header->num_splits * args.num_kv_heads;
   for (int i = static_cast<int>(threadIdx.x); i < num_arrivals; i += kThreads) args.plan.arrivals[i] = 0;
-  if (threadIdx.x == 0) args.plan.header->next_cta = args.plan.header->next_warp = args.plan.header->num_done = 0;
+  if (threadIdx.x == 0) {
+    Header& header = *args.plan.header;
+    header.next_cta = header.next_warp = header.next_merge = header.num_done = 0;
+  }
 }
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
-  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.whole_chunks);
+  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.by_cta);
   wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
-  run_warp_tickets<T, kDim>(args, memory);
+  if (kDecodesByCta<kDim> && args.by_cta) {
+    if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
+    run_merge_tickets<T, kDim>(args);
+  } else {
+    run_warp_tickets<T, kDim>(args, memory);
+  }
   leave(args, memory.ticket);
 }
 
 template <int kDim>
 void launch_attention(const RunArgs& args, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.whole_chunks),
+    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.by_cta),
            stream,
            "paged_attention", args);
   };

@@ -14,7 +14,11 @@ namespace pe::cuda::attention {
 template <typename T, int kDim>
 class KvStream {
  public:
-  __device__ __forceinline__ KvStream(const RunArgs& args, const Job& job) : args_(args), job_(job) {
+  __device__ __forceinline__ KvStream(const RunArgs& args, const Job& job) : args_(args) { start(job); }
+  // Streams of later jobs; without a job to begin with, for those who get it later.
+  __device__ __forceinline__ explicit KvStream(const RunArgs& args) : args_(args) {}
+  __device__ __forceinline__ void start(const Job& job) {
+    job_ = &job;
     const int chunk = job.tiles.begin / kChunkTiles;
     blocks_ = load_blocks(chunk);
     next_blocks_ = load_blocks(chunk + 1);
@@ -22,7 +26,7 @@ class KvStream {
 
   // Before a tile's first copy, tiles in ascending order.
   __device__ __forceinline__ void enter_tile(int tile) {
-    if (tile % kChunkTiles != 0 || tile == job_.tiles.begin) return;
+    if (tile % kChunkTiles != 0 || tile == job_->tiles.begin) return;
     blocks_ = next_blocks_;
     next_blocks_ = load_blocks(tile / kChunkTiles + 1);
   }
@@ -33,8 +37,8 @@ class KvStream {
     const int64_t block = __shfl_sync(kFullMask, blocks_, token / kSlabTokens % kChunkSlabs);
     const int64_t in_block = token & ((1 << args_.block_shift) - 1);
     const T* pool = static_cast<const T*>(values ? args_.v : args_.k);
-    const T* from = pool + block * args_.block_stride + job_.head_offset + in_block * args_.token_stride;
-    const KeyRange keys = job_.keys;
+    const T* from = pool + block * args_.block_stride + job_->head_offset + in_block * args_.token_stride;
+    const KeyRange keys = job_->keys;
     constexpr int kRowVectors = kDim / 8, kVectors = kRows * kRowVectors;
 #pragma unroll 4  // more addresses at a time would be spilled
     for (int j = 0; j < div_ceil(kVectors, kWarpSize); ++j) {
@@ -50,13 +54,13 @@ class KvStream {
  private:
   __device__ __forceinline__ int load_blocks(int chunk) const {
     const int token = chunk * kChunkTokens + lane_id() * kSlabTokens;
-    if (lane_id() >= kChunkSlabs || !holds_keys(job_, token, kSlabTokens)) return 0;
-    return __ldg(args_.block_tables + job_.table_offset + (token >> args_.block_shift));
+    if (lane_id() >= kChunkSlabs || !holds_keys(*job_, token, kSlabTokens)) return 0;
+    return __ldg(args_.block_tables + job_->table_offset + (token >> args_.block_shift));
   }
 
   const RunArgs& args_;
-  const Job& job_;
-  int blocks_, next_blocks_;
+  const Job* job_ = nullptr;
+  int blocks_ = 0, next_blocks_ = 0;
 };
 
 }  // namespace pe::cuda::attention

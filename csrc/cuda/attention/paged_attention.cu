@@ -17,13 +17,12 @@ constexpr const char* kOp = "paged_attention";
 
 struct HeadDim {
   int dim, deep_slots;
-  size_t deep_smem_bytes, whole_chunk_smem_bytes;
+  size_t deep_smem_bytes, by_cta_smem_bytes;
   void (*launch)(const RunArgs&, DType, int num_ctas, Stream);
 };
 template <int kDim>
 constexpr HeadDim head_dim() {
-  return {kDim, kDeepSlots<kDim>, smem_bytes<kDim>(kDeepSlots<kDim>, false), smem_bytes<kDim>(kDeepSlots<kDim>, true),
-          launch_attention<kDim>};
+  return {kDim, kDeepSlots<kDim>, smem_bytes<kDim>(kDeepSlots<kDim>, false), kDecodesByCta<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, true) : 0, launch_attention<kDim>};
 }
 constexpr HeadDim kHeadDims[] = {head_dim<64>(), head_dim<80>(), head_dim<96>(), head_dim<128>(), head_dim<256>()};
 
@@ -112,8 +111,8 @@ Geometry device_geometry(const PagedAttentionParams& p) {
 #else
   constexpr bool kAllResident = true;
 #endif
-  const bool whole_chunks = static_cast<size_t>(d.smem_bytes) >= head_dim.whole_chunk_smem_bytes;
-  return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, whole_chunks};
+  const bool by_cta = head_dim.by_cta_smem_bytes != 0 && static_cast<size_t>(d.smem_bytes) >= head_dim.by_cta_smem_bytes;
+  return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, by_cta};
 }
 
 Plan open_plan(const PagedAttentionParams& p, const Geometry& geometry, const Workspace& w) {
@@ -152,7 +151,7 @@ RunArgs run_args(const PagedAttentionParams& p, const Geometry& geometry, const 
   a.num_slots = geometry.num_slots;
   a.scale_log2 = p.scale * 1.44269504088896340736f;
   a.spread = geometry.spread;
-  a.whole_chunks = geometry.whole_chunks;
+  a.by_cta = geometry.by_cta;
   return a;
 }
 
@@ -175,7 +174,7 @@ void plan(const PagedAttentionParams& p, const Geometry& geometry, Workspace w, 
   a.group = p.num_heads / p.kv.num_kv_heads;
   a.window = p.window;
   a.num_ctas = geometry.num_ctas;
-  a.whole_chunks = geometry.whole_chunks;
+  a.by_cta = geometry.by_cta;
   launch(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
 }
 

@@ -104,13 +104,13 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   const int num_tiles = list_tiles(args, shared);
   __syncthreads();
   const PieceLimits limits = piece_limits(static_cast<int64_t>(shared.chunks[1]),
-                                          static_cast<int64_t>(shared.chunks[0]), args.num_kv_heads, args.num_ctas, args.whole_chunks);
+                                          static_cast<int64_t>(shared.chunks[0]), args.num_kv_heads, args.num_ctas, args.by_cta);
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     Tile& tile = args.plan.tiles[i];
-    const int limit = tile.on_cta ? limits.cta : limits.warp, list = tile.on_cta || limits.by_chunk;
+    const int limit = tile.on_cta ? limits.cta : limits.warp;
     cut_tile(args, shared, tile, limit);
     for_each_piece(tile, [&](int, int begin, int end) {
-      atomicAdd(&shared.buckets[list][length_bucket(end - begin, limit)], 1);
+      atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit)], 1);
     });
   }
   __syncthreads();
@@ -118,12 +118,11 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   __syncthreads();
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     const Tile tile = args.plan.tiles[i];
-    const int limit = tile.on_cta ? limits.cta : limits.warp, list = tile.on_cta || limits.by_chunk;
-    Item* const items = list ? args.plan.cta_items : args.plan.warp_items;
+    const int limit = tile.on_cta ? limits.cta : limits.warp;
+    Item* const items = tile.on_cta ? args.plan.cta_items : args.plan.warp_items;
     for_each_piece(tile, [&](int piece, int begin, int end) {
-      const int place = atomicAdd(&shared.buckets[list][length_bucket(end - begin, limit)], 1);
+      const int place = atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit)], 1);
       items[place] = make_item(args, tile, piece, begin, end);
-      items[place].by_chunk = limits.by_chunk;
     });
   }
   for (int i = tid; i < shared.num_splits * args.num_kv_heads; i += kPlanThreads) args.plan.arrivals[i] = 0;

@@ -74,7 +74,7 @@ __device__ __forceinline__ void run_cta_item(const RunArgs& args, const Job& job
     if (works) {
       TileScores scores = {};
       multiply_keys<T, kDim, kTileSlabs>(keys, q, scores);
-      if (!sees_whole_tile(job, token)) hide_unseen<2>(args, job, token, scores);
+      if (!sees_all(job, token, kTileTokens)) hide_unseen<2>(args, job, token, scores);
       absorb_scores<T>(scores, args.scale_log2, chunk, weights);
     }
     const unsigned char* values = ring.values(tile);

@@ -7,9 +7,9 @@
 // longest first, and the workers of a constant grid take them by ticket, so one 64k sequence among short ones is spread
 // over the GPU. What the plan decides never changes a bit of the result: it only says where a chunk is computed.
 //
-// Why plan_bounds holds. Let T be all work in (chunks x kv heads), W workers, B >= T / W the longest piece. A tile of n
-// chunks is cut only if n > B, so per kv head fewer than T / heads / B <= W / heads tiles are cut, and cutting adds at
-// most as many pieces. Where CTAs take whole chunks, no more pieces than chunks are possible.
+// Why plan_bounds holds. Let T be all work in (chunks x kv heads), W <= 8 x CTAs, B >= T / W the longest piece. A tile of
+// n chunks is cut only if n > B, so per kv head fewer than T / heads / B <= W / heads tiles are cut, and cutting adds at
+// most as many pieces.
 #pragma once
 #include "cuda/attention/args.h"
 #include "cuda/common/device.cuh"
@@ -48,21 +48,17 @@ __host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, i
 // Longest pieces, in chunks, given the work in chunks of one kv head.
 struct PieceLimits {
   int cta, warp;
-  bool by_chunk;  // what would go to warps goes to CTAs, a chunk at a time
 };
 __host__ __device__ inline int at_least_one(int64_t amount, int64_t parts) {
   const int64_t up = (amount + parts - 1) / parts;
   return static_cast<int>(up > 1 ? up : 1);
 }
 __host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int num_kv_heads,
-                                                    int num_ctas, bool whole_chunks) {
-  const int64_t warp_work = warp_chunks * num_kv_heads, ctas = num_ctas;
-  const int64_t work = cta_chunks * num_kv_heads + warp_work;
-  const bool by_chunk = whole_chunks && cta_chunks == 0 && work <= ctas * kFewChunksPerCta;
+                                                    int num_ctas, bool by_cta) {
+  const int64_t warp_work = warp_chunks * num_kv_heads, work = cta_chunks * num_kv_heads + warp_work, ctas = num_ctas;
   return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
-          by_chunk ? at_least_one(warp_work, ctas * kChunkSlackDen)
-                   : at_least_one(warp_work * kWarpSlackNum, ctas * kWarps * kWarpSlackDen),
-          by_chunk};
+          by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
+                 : at_least_one(warp_work * kWarpSlack, ctas * kWarps)};
 }
 
 // Piece i of `pieces` equal ones covers chunks [begin + cut(i), begin + cut(i + 1)).

@@ -88,10 +88,11 @@ __device__ __forceinline__ void multiply_values(const unsigned char* values, con
   }
 }
 
-// Keys outside [begin, end) of lane row i get no score. `token` is the tile's first key.
-__device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, TileScores& scores) {
+// Keys outside [begin, end) of lane row i get no score. `token` is the first of 8 kCols keys.
+template <int kCols>
+__device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, float (&scores)[kCols][4]) {
 #pragma unroll
-  for (int j = 0; j < kTileTokens / 8; ++j) {
+  for (int j = 0; j < kCols; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int key = token + 8 * j + 2 * (lane_id() % 4) + e;
@@ -100,11 +101,12 @@ __device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, 
   }
 }
 
-// Largest score of lane row i in the tile.
-__device__ __forceinline__ float largest_score(const TileScores& scores, int i) {
+// Largest of 8 kCols scores of lane row i.
+template <int kCols>
+__device__ __forceinline__ float largest_score(const float (&scores)[kCols][4], int i) {
   float most = kNoScore;
 #pragma unroll
-  for (int j = 0; j < kTileTokens / 8; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
+  for (int j = 0; j < kCols; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
   return warp_reduce<4>(most, [](float a, float b) { return fmaxf(a, b); });
 }
 
@@ -117,11 +119,11 @@ __device__ __forceinline__ Rescale make_rescale(float before, float after, float
   return {power_of_2((before - base) * scale_log2), base * scale_log2};
 }
 
-// Scores of lane row i become weights; returns the sum of those that this lane holds.
-__device__ __forceinline__ float weigh_scores(TileScores& scores, int i, float scale_log2, float shift) {
+// Scores of a slab (two n-tiles) of lane row i become weights; returns the sum of the four that this lane holds.
+__device__ __forceinline__ float weigh_slab(float (*scores)[4], int i, float scale_log2, float shift) {
   float sum = 0;
 #pragma unroll
-  for (int j = 0; j < kTileTokens / 8; ++j) {
+  for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float& p = scores[j][2 * i + e];
@@ -132,13 +134,13 @@ __device__ __forceinline__ float weigh_scores(TileScores& scores, int i, float s
   return sum;
 }
 
-// The weights of slab s as fragments of the second product.
+// The weights of a slab as fragments of the second product.
 template <typename T, int kHalves>
-__device__ __forceinline__ void pack_weights(const TileScores& scores, int s, uint32_t (&weights)[4]) {
+__device__ __forceinline__ void pack_weights(const float (*scores)[4], uint32_t (&weights)[4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    weights[2 * half] = pack2<T>(scores[2 * s + half][0], scores[2 * s + half][1]);
-    weights[2 * half + 1] = kHalves == 2 ? pack2<T>(scores[2 * s + half][2], scores[2 * s + half][3]) : 0;
+    weights[2 * half] = pack2<T>(scores[half][0], scores[half][1]);
+    weights[2 * half + 1] = kHalves == 2 ? pack2<T>(scores[half][2], scores[half][3]) : 0;
   }
 }
 
@@ -150,7 +152,9 @@ __device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_lo
   for (int i = 0; i < kHalves; ++i) {
     const float most = fmaxf(state.max[i], largest_score(scores, i));
     const Rescale rescale = make_rescale(state.max[i], most, scale_log2);
-    const float sum = weigh_scores(scores, i, scale_log2, rescale.shift);
+    float sum = 0;  // slab by slab, in order
+#pragma unroll
+    for (int s = 0; s < kTileSlabs; ++s) sum += weigh_slab(scores + 2 * s, i, scale_log2, rescale.shift);
     state.max[i] = most;
     state.sum[i] = fmaf(state.sum[i], rescale.decay, sum);
 #pragma unroll
@@ -160,7 +164,7 @@ __device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_lo
     }
   }
 #pragma unroll
-  for (int s = 0; s < kTileSlabs; ++s) pack_weights<T, kHalves>(scores, s, weights[s]);
+  for (int s = 0; s < kTileSlabs; ++s) pack_weights<T, kHalves>(scores + 2 * s, weights[s]);
 }
 
 // A chunk's sums are kept per lane until its end: here the four lanes of a row add theirs up.

@@ -64,19 +64,31 @@ constexpr int ring_bytes(int num_slots) {
   return warps > cta ? warps : cta;
 }
 
-// A CTA that works on whole chunks: K of two chunks, so that one arrives while the other is computed on, V of one; the
-// weights of a chunk as fragments, and per tile and row its maximum, its decay and its four lanes' sums.
+// A CTA that decodes: a ring of stages of 128 keys, K and V; a warp for each of a stage's 8 slabs and for each 16
+// columns of the accumulator. At D = 128 three stages, two of them, 136 KiB, in flight per SM: four times what 3.35 TB/s
+// times 1.2 us asks for, so the ring also spans the change from one item to the next.
+constexpr int kStageSlabs = kWarps;
+constexpr int kStageTokens = kStageSlabs * kSlabTokens;
+constexpr int kStageTiles = kStageTokens / kTileTokens;
 template <int kDim>
-constexpr int kChunkBytes = kChunkSlabs * kSlabBytes<kDim>;
-constexpr int kWeightBytes = kChunkSlabs * 32 * 16;
-constexpr int kTileStatBytes = kChunkTiles * kWarpRows * 6 * 4;
+constexpr int kStageBytes = 2 * kStageSlabs * kSlabBytes<kDim>;
+constexpr int kStageRoom = 205 << 10;
 template <int kDim>
-constexpr int kWholeChunkBytes = 3 * kChunkBytes<kDim> + kWeightBytes + kTileStatBytes;
+constexpr int kStages = kStageRoom / kStageBytes<kDim>;
+// Items that the ring may reach over: the one computed on, one for each stage ahead.
+template <int kDim>
+constexpr int kLiveJobs = kStages<kDim> + 1;
+// What the warps tell each other about a stage, twice: weights as fragments, maxima [slab][row], sums [slab][row][lane].
+constexpr int kStageNotesBytes = 2 * kStageSlabs * (32 * 16 + kWarpRows * 4 + kWarpRows * 16);
+template <int kDim>
+constexpr int kDecodeCtaBytes = kStages<kDim> * kStageBytes<kDim> + kStageNotesBytes + kLiveJobs<kDim> * kWarps * kJobBytes;
+template <int kDim>
+constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 
 template <int kDim>
-constexpr int smem_bytes(int num_slots, bool whole_chunks) {
-  const int ring = ring_bytes<kDim>(num_slots), chunks = whole_chunks ? kWholeChunkBytes<kDim> : 0;
-  return (ring > chunks ? ring : chunks) + kControlBytes;
+constexpr int smem_bytes(int num_slots, bool by_cta) {
+  const int ring = ring_bytes<kDim>(num_slots), stages = by_cta ? kDecodeCtaBytes<kDim> : 0;
+  return (ring > stages ? ring : stages) + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------
@@ -84,17 +96,10 @@ constexpr int smem_bytes(int num_slots, bool whole_chunks) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A warp's piece is at most the average load of a warp: longer ones leave the others waiting at the end; every split
-// costs the storing and merging of partial results.
-#ifndef PE_WARP_SLACK_NUM
-#define PE_WARP_SLACK_NUM 1
-#define PE_WARP_SLACK_DEN 1
-#endif
-constexpr int kWarpSlackNum = PE_WARP_SLACK_NUM, kWarpSlackDen = PE_WARP_SLACK_DEN;
-// With at most so many chunks per CTA a step is short, and what counts is how long one chunk takes: then a whole CTA
-// works on it instead of one warp. A piece is at most half the average load of a CTA.
-constexpr int kFewChunksPerCta = 8;
-constexpr int kChunkSlackDen = 2;
+// A warp's piece may be twice the average load of a warp: half of the warps already saturate the memory, and every
+// split costs the storing and merging of partial results. Where CTAs decode, a piece is at most a quarter of the average
+// load of a CTA, so that they end together.
+constexpr int kWarpSlack = 2, kDecodePiecesPerCta = 4;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.
