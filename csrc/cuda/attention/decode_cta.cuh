@@ -23,10 +23,10 @@ struct StageNotes {
   float max[kStageSlabs][kWarpRows];
   float sums[kStageSlabs][kWarpRows][4];  // by the lanes that hold them
 };
-static_assert(2 * sizeof(StageNotes) == kStageNotesBytes, "room in shared memory");
 
 // The CTA's way through the items: takes tickets, keeps the jobs of items that are read or computed on, and reads ahead.
-// All threads call everything; between two calls of `request` lies a barrier, and another one after `fetch_ticket`.
+// All threads call everything. A stage is requested in two parts, so that its copies are issued between other work, then
+// fetch_ticket; barriers lie between request_keys and fetch_ticket, and between fetch_ticket and the next request_keys.
 template <typename T, int kDim>
 class DecodeItems {
  public:
@@ -37,8 +37,11 @@ class DecodeItems {
       __syncthreads();
       fetch_ticket();
       __syncthreads();
-      request();
+      request_keys();
+      request_values();
     }
+    __syncthreads();
+    fetch_ticket();
   }
 
   // The job of the item number `item` that this CTA takes; nullptr after the last.
@@ -50,7 +53,6 @@ class DecodeItems {
     __syncthreads();  // all warps' copies have arrived, and all warps are past the stage before
     const unsigned char* stage = smem_ + next_ * kStageBytes<kDim>;
     next_ = next_ + 1 == kStages<kDim> ? 0 : next_ + 1;
-    request();
     return stage;
   }
 
@@ -62,23 +64,28 @@ class DecodeItems {
                    : static_cast<int>(atomicAdd(&args_.plan.header->next_warp, 1u) + (args_.spread ? gridDim.x : 0));
   }
 
- private:
-  // Asks for the next stage of the item being read, or the first of the next item: one slab of K and of V a warp.
-  __device__ __forceinline__ void request() {
+  // Asks for K of the next stage of the item being read, or of the first of the next item: one slab a warp.
+  __device__ __forceinline__ void request_keys() {
     if (stage_ == end_stage_ && !ended_) begin_item();
+    if (ended_) return;
+    stream_.enter_tile(max(stage_ * kStageTiles, slot_of_job(num_jobs_ - 1).tiles.begin));
+    request_slab(smem_ + free_ * kStageBytes<kDim>, false);
+  }
+  // Asks for its V.
+  __device__ __forceinline__ void request_values() {
     if (!ended_) {
-      const Job& job = slot_of_job(num_jobs_ - 1);
-      const int slab = stage_ * kStageSlabs + warp_id(), token = slab * kSlabTokens;
-      stream_.enter_tile(max(stage_ * kStageTiles, job.tiles.begin));
-      if (holds_keys(job, token, kSlabTokens)) {
-        unsigned char* const to = smem_ + free_ * kStageBytes<kDim> + warp_id() * kSlabBytes<kDim>;
-        stream_.template copy_rows<kSlabTokens>(to, token, false);
-        stream_.template copy_rows<kSlabTokens>(to + kStageBytes<kDim> / 2, token, true);
-      }
+      request_slab(smem_ + free_ * kStageBytes<kDim> + kStageBytes<kDim> / 2, true);
       free_ = free_ + 1 == kStages<kDim> ? 0 : free_ + 1;
       ++stage_;
     }
     cp_async_commit();  // also when empty: groups are counted
+  }
+
+ private:
+  __device__ __forceinline__ void request_slab(unsigned char* slabs, bool values) {
+    const int token = (stage_ * kStageSlabs + warp_id()) * kSlabTokens;
+    if (!holds_keys(slot_of_job(num_jobs_ - 1), token, kSlabTokens)) return;
+    stream_.template copy_rows<kSlabTokens>(slabs + warp_id() * kSlabBytes<kDim>, token, values);
   }
 
   __device__ __forceinline__ void begin_item() {
@@ -107,17 +114,17 @@ class DecodeItems {
   bool ended_ = false;
 };
 
-// Scores of this warp's slab of the stage, and their maxima for the others.
+// Scores of this warp's slab of the stage, and their maxima for the other warps.
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void score_slab(const RunArgs& args, const Job& job, int token, const unsigned char* keys,
                                            const uint32_t (&q)[kDim / 16][4], float (&scores)[2][4],
-                                           StageNotes& notes) {
+                                           float (&max)[kWarpRows]) {
   if (holds_keys(job, token, kSlabTokens)) multiply_keys<T, kDim, 1>(keys, q, scores);
   if (!sees_all(job, token, kSlabTokens)) hide_unseen<kHalves>(args, job, token, scores);
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     const float most = largest_score(scores, i);
-    if (lane_id() % 4 == 0) notes.max[warp_id()][lane_row(i)] = most;
+    if (lane_id() % 4 == 0) max[lane_row(i)] = most;
   }
 }
 
@@ -173,41 +180,52 @@ __device__ __forceinline__ void absorb_tile(const Job& job, int token, int tile,
   }
 }
 
+// A stage: tiles [tile, tile + kStageTiles), of which the job has those of its own range. A chunk ends only with a stage
+// or with the item, so its maxima may run ahead of its sums.
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void run_stage(const RunArgs& args, const Job& job, int tile, DecodeItems<T, kDim>& items,
+                                          const uint32_t (&q)[kDim / 16][4], StageNotes& notes,
+                                          RowState<16, kHalves>& state) {
+  const unsigned char* const stage = items.next_stage();
+  float scores[2][4] = {};
+  score_slab<T, kDim, kHalves>(args, job, tile * kTileTokens + warp_id() * kSlabTokens,
+                               stage + warp_id() * kSlabBytes<kDim>, q, scores, notes.max[warp_id()]);
+  items.request_keys();
+  __syncthreads();  // all maxima
+  const auto has = [&](int t) { return tile + t >= job.tiles.begin && tile + t < job.tiles.end; };
+  Rescale rescale[kStageTiles][kHalves];
+#pragma unroll
+  for (int t = 0; t < kStageTiles; ++t) {
+    if (!has(t)) continue;
+    raise_maxima(notes, t, args.scale_log2, state, rescale[t]);
+    if (warp_id() / kTileSlabs == t) share_weights<T>(scores, rescale[t], args.scale_log2, notes);
+  }
+  items.request_values();
+  items.fetch_ticket();
+  __syncthreads();  // all weights
+  const int column = warp_id() * 16;
+  const unsigned char* const values = stage + kStageBytes<kDim> / 2 + column * 2;
+#pragma unroll
+  for (int t = 0; t < kStageTiles; ++t) {
+    if (!has(t) || column >= kDim) continue;
+    absorb_tile<T, kDim>(job, (tile + t) * kTileTokens, t, notes, values + t * kTileSlabs * kSlabBytes<kDim>,
+                         rescale[t], state);
+  }
+}
+
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void run_decode_item(const RunArgs& args, const Job& job, DecodeItems<T, kDim>& items,
-                                                StageNotes* notes_of_two) {
+                                                StageNotes& notes) {
   uint32_t q[kDim / 16][4];
   load_queries<T, kDim, kHalves>(args, job, q);
   RowState<16, kHalves> state, running;
   state.clear();
   running.clear();
   const int column = warp_id() * 16;
-
-  for (int tile = job.tiles.begin / kStageTiles * kStageTiles; tile < job.tiles.end; tile += kStageTiles) {
-    const unsigned char* const stage = items.next_stage();
-    StageNotes& notes = notes_of_two[tile / kStageTiles % 2];
-    const int my_token = tile * kTileTokens + warp_id() * kSlabTokens;
-    float scores[2][4] = {};
-    score_slab<T, kDim, kHalves>(args, job, my_token, stage + warp_id() * kSlabBytes<kDim>, q, scores, notes);
-    __syncthreads();  // all maxima
-    // A chunk ends only with a stage or with the item, so its maxima may run ahead of its sums.
-    Rescale rescale[kStageTiles][kHalves];
-#pragma unroll
-    for (int t = 0; t < kStageTiles; ++t) {
-      if (tile + t < job.tiles.begin || tile + t >= job.tiles.end) continue;
-      raise_maxima(notes, t, args.scale_log2, state, rescale[t]);
-      if (warp_id() / kTileSlabs == t) share_weights<T>(scores, rescale[t], args.scale_log2, notes);
-    }
-    items.fetch_ticket();
-    __syncthreads();  // all weights
-    const unsigned char* const values = stage + kStageBytes<kDim> / 2 + column * 2;
-#pragma unroll
-    for (int t = 0; t < kStageTiles; ++t) {
-      if (tile + t < job.tiles.begin || tile + t >= job.tiles.end || column >= kDim) continue;
-      absorb_tile<T, kDim>(job, (tile + t) * kTileTokens, t, notes, values + t * kTileSlabs * kSlabBytes<kDim>,
-                           rescale[t], state);
-    }
-    const int last = min(tile + kStageTiles, job.tiles.end) - 1;
+  constexpr int kStep = kStageTiles;
+  for (int tile = job.tiles.begin / kStep * kStep; tile < job.tiles.end; tile += kStep) {
+    run_stage<T, kDim, kHalves>(args, job, tile, items, q, notes, state);
+    const int last = min(tile + kStep, job.tiles.end) - 1;
     if (!ends_chunk(job, last)) continue;
     if (column < kDim) {
       end_chunk<kDim>(args, job, last / kChunkTiles, state, running, column);
@@ -220,9 +238,10 @@ __device__ __forceinline__ void run_decode_item(const RunArgs& args, const Job& 
 
 template <typename T, int kDim>
 __device__ __forceinline__ void run_decode_items(const RunArgs& args, unsigned char* smem, int* ticket) {
-  static_assert(kChunkTiles % kStageTiles == 0 && kStageTiles * kTileSlabs == kWarps, "stages fill chunks");
+  static_assert(kChunkTiles % kStageTiles == 0, "stages fill chunks");
+  static_assert(sizeof(StageNotes) == kStageNotesBytes, "room in shared memory");
   if (args.plan.header->num_warp_items == 0) return;
-  auto* const notes = reinterpret_cast<StageNotes*>(smem + kStages<kDim> * kStageBytes<kDim>);
+  auto& notes = *reinterpret_cast<StageNotes*>(smem + kStages<kDim> * kStageBytes<kDim>);
   DecodeItems<T, kDim> items(args, smem, ticket);
   for (int item = 0;; ++item) {
     const Job* const job = items.job(item);

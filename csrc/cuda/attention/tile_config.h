@@ -64,12 +64,11 @@ constexpr int ring_bytes(int num_slots) {
   return warps > cta ? warps : cta;
 }
 
-// A CTA that decodes: a ring of stages of 128 keys, K and V; a warp for each of a stage's 8 slabs and for each 16
+// A CTA that decodes: a ring of stages, K and V of 128 keys; a warp for each of the stage's slabs, and for each 16
 // columns of the accumulator. At D = 128 three stages, two of them, 136 KiB, in flight per SM: four times what 3.35 TB/s
 // times 1.2 us asks for, so the ring also spans the change from one item to the next.
 constexpr int kStageSlabs = kWarps;
-constexpr int kStageTokens = kStageSlabs * kSlabTokens;
-constexpr int kStageTiles = kStageTokens / kTileTokens;
+constexpr int kStageTiles = kStageSlabs / kTileSlabs;
 template <int kDim>
 constexpr int kStageBytes = 2 * kStageSlabs * kSlabBytes<kDim>;
 constexpr int kStageRoom = 205 << 10;
@@ -78,10 +77,11 @@ constexpr int kStages = kStageRoom / kStageBytes<kDim>;
 // Items that the ring may reach over: the one computed on, one for each stage ahead.
 template <int kDim>
 constexpr int kLiveJobs = kStages<kDim> + 1;
-// What the warps tell each other about a stage, twice: weights as fragments, maxima [slab][row], sums [slab][row][lane].
-constexpr int kStageNotesBytes = 2 * kStageSlabs * (32 * 16 + kWarpRows * 4 + kWarpRows * 16);
+// What the warps tell each other about a stage: weights as fragments, maxima [slab][row], sums [slab][row][lane].
+constexpr int kStageNotesBytes = kStageSlabs * (32 * 16 + kWarpRows * 4 + kWarpRows * 16);
 template <int kDim>
-constexpr int kDecodeCtaBytes = kStages<kDim> * kStageBytes<kDim> + kStageNotesBytes + kLiveJobs<kDim> * kWarps * kJobBytes;
+constexpr int kDecodeCtaBytes =
+    kStages<kDim> * kStageBytes<kDim> + kStageNotesBytes + kLiveJobs<kDim> * kWarps * kJobBytes;
 template <int kDim>
 constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 
