@@ -133,6 +133,8 @@ __device__ inline void produce(const Producer& p, int num_groups, int num_steps,
   Position weights_at;
   Walk weights{first_feature};
   if (leads) {
+    gmma::prefetch_map(p.weight_map);
+    gmma::prefetch_map(p.x_map);
     init_barriers(p.ring, num_groups, p.args.cluster);
     for (int i = 0; i < ahead; ++i, weights.advance(p.args, p.tile), weights_at.advance(p.ring))
       p.load_weights(weights_at, weights);

@@ -31,8 +31,8 @@ constexpr int kBarrierBytes = 1024, kAlignBytes = 1024;
 constexpr int kFullRing = 225 << 10;  // of the 227 KiB a block may have
 // Two blocks on an SM: the next product's weights are on their way while this one ends.
 constexpr int kHalfRing = 111 << 10;
-// In flight per SM: 3 TB/s times 1 us over 132 SMs are 23 KiB; twice that hides the bumps.
-constexpr int kEnoughWeightBytes = 46 << 10;
+// In flight per SM: 3 TB/s times 1 us over 132 SMs are 23 KiB; the rest hides the bumps.
+constexpr int kEnoughWeightBytes = 40 << 10;
 
 struct Plan {
   int tile = 0, cluster = 1;
@@ -62,31 +62,37 @@ constexpr int smem_bytes(const Shape& s, const Plan& plan) {
   return kBarrierBytes + kAlignBytes + stages_of(s, plan) * stage_bytes(s.m, plan) + ring_pad_bytes(s.m, plan);
 }
 
-// Bytes per ns. L2 to all SMs, one SM's shared memory and what one SM can draw, all measured on an H100.
-constexpr double kMemoryRate = 3000, kL2Rate = 5500, kSmemRate = 128 * 1.7, kSmRate = 70;
+// Bytes per ns of an H100: memory and L2 as measured with all SMs reading; shared memory and what enters one SM by its
+// clock of 1.7 GHz, 128 and 64 bytes wide; what one SM draws from memory at most, an assumption that asks 96 of them to
+// reach the whole rate. The rest is what a launch, a tile's first and last moments and a stage's
+// barriers cost, roughly.
+constexpr double kMemoryRate = 3000, kL2Rate = 5500, kSmemRate = 128 * 1.7, kSmRate = 64 * 1.7,
+                 kSmMemoryRate = kMemoryRate / 96;
 constexpr double kStageNs = 60, kTileNs = 300, kClusterNs = 300, kLaunchNs = 2000;
 
-// Time in ns. `places` is the number of blocks that run at once. In a stage the slowest of four things counts: weights
-// from memory, weights and x through the L2, what enters one SM, and shared memory, which takes both in, gives x to the
-// tensor cores once and the weights once per warpgroup.
-constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
-  const int64_t tiles = div_ceil<int64_t>(s.n, plan.tile), blocks = std::min<int64_t>(tiles, places);
-  const int64_t rounds = div_ceil<int64_t>(tiles, places);
+// Time of a stage in ns while `blocks` run at once: the slowest of four things. Weights from memory; weights and x
+// through the L2; what enters one SM; and shared memory, which takes both in, gives x to the tensor cores once and the
+// weights once per warpgroup.
+constexpr double stage_ns(const Shape& s, const Plan& plan, int64_t blocks) {
   const double w = plan.tile * kStageRowBytes, x = padded_rows(s.m, plan.cluster) * kStageRowBytes;
-  const double memory = blocks * w / kMemoryRate, l2 = blocks * (w + x / plan.cluster) / kL2Rate;
+  const double all = static_cast<double>(blocks);
   const double smem = (w + x + groups_of(s.m) * (w + kGroupRows * kStageRowBytes)) / kSmemRate;
-  const double stage = std::max({memory, l2, smem, (w + x) / kSmRate, kStageNs});
-  return kLaunchNs + (plan.cluster > 1 ? kClusterNs : 0) +
-         static_cast<double>(rounds) * (kTileNs + stage * static_cast<double>(s.k / kStageK));
+  const double memory = std::max(all * w / kMemoryRate, w / kSmMemoryRate);
+  return std::max({memory, all * (w + x / plan.cluster) / kL2Rate, (w + x) / kSmRate, smem, kStageNs});
+}
+
+// Time in ns: rounds in which all `places` work, and one of what is left.
+constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
+  const int64_t tiles = div_ceil<int64_t>(s.n, plan.tile), rounds = tiles / places, rest = tiles % places;
+  const double stages = static_cast<double>(s.k / kStageK);
+  const double full = kTileNs + stages * stage_ns(s, plan, places), last = kTileNs + stages * stage_ns(s, plan, rest);
+  return kLaunchNs + (plan.cluster > 1 ? kClusterNs : 0) + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
 }
 constexpr double floor_ns(const Shape& s) { return static_cast<double>(2 * s.n * s.k) / kMemoryRate; }
 
-// cuBLASLt takes 1.2 to 1.4 times the floor on llama's layers and never less than 3.6 us. What the model does not see
-// below that is left to it.
-constexpr double kLibraryOverFloor = 1.2, kLibraryLeastNs = 3600;
-constexpr bool worthwhile(const Shape& s, double model) {
-  return model <= std::max(kLibraryLeastNs, kLibraryOverFloor * floor_ns(s) + kLaunchNs);
-}
+// cuBLASLt's times in a graph at m <= 128, from SmolLM2's layers to llama's gate_up, within 5 %.
+constexpr double library_ns(const Shape& s) { return 1.2 * floor_ns(s) + 3500; }
+constexpr bool worthwhile(const Shape& s, double model) { return model <= library_ns(s); }
 
 // The ring that is just deep enough, so that the next kernel's may stand beside it.
 constexpr int ring_for(const Shape& s, Plan plan) {
