@@ -108,8 +108,8 @@ Choice search(const Shape& shape, const Places& places) {
   return best;
 }
 
-// A model has few shapes and at most kMaxRows m of each, so what was found is kept.
-Choice choose(const Shape& shape) {
+Choice choose(Shape shape) {
+  shape.m = *std::lower_bound(std::begin(kClassEnds), std::end(kClassEnds), shape.m);
   static std::mutex mutex;
   static std::map<std::tuple<const Places*, int64_t, int64_t, int64_t>, Choice> known;
   const Places& available = places();

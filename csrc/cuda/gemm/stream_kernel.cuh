@@ -126,7 +126,8 @@ __device__ inline void init_barriers(const Ring& ring, int num_groups, int clust
   gmma::barrier_init_fence();
 }
 
-// Weights depend on no kernel before, so a ring full of them is asked for before anything is waited for.
+// Weights depend on no kernel before, so a ring full of them is asked for before anything is waited for. The successor
+// is released before that wait too: what it may read before its own wait is what no kernel of a step writes.
 __device__ inline void produce(const Producer& p, int num_groups, int num_steps, int first_feature) {
   const bool leads = lane_id() == 0;
   const int ahead = min(num_steps, p.ring.num_stages);
@@ -269,11 +270,10 @@ __global__ void __launch_bounds__(PE_STREAM_THREADS(kGroups))
   const int tiles = div_ceil(args.n, kTile), rounds = div_ceil(tiles - first, static_cast<int>(gridDim.x));
   if (warp_id() == 4 * kGroups) {
     produce({&weight_map, &x_map, args, ring, kTile}, kGroups, rounds * args.num_k, block * kTile);
-    __syncwarp();
   } else {
     consume<T, kTile>(args, ring, rounds, block * kTile);
-    __syncwarp();
   }
+  __syncwarp();
   gmma::cluster_sync();  // a block that has left has no barriers to arrive at
 #endif
 }

@@ -43,6 +43,10 @@ struct Shape {
   int64_t m, n, k;
 };
 
+// Plans are made for the upper ends of classes of m, so that a kernel is known (and loaded) for all of a class at once;
+// a ring that fits the end fits every m of the class.
+constexpr int64_t kClassEnds[] = {8, 16, 32, 64, 128, 192, 256};
+
 constexpr int groups_of(int64_t m) { return m <= 64 ? 1 : m <= 128 ? 2 : 4; }
 // Rows of x in a stage: whole swizzle groups of 8, the same number from each block of the cluster.
 constexpr int padded_rows(int64_t m, int cluster) { return static_cast<int>(round_up<int64_t>(m, 8 * cluster)); }
