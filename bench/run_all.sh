@@ -22,7 +22,7 @@ for part in $parts; do
       check python3 -m pytest -q -x tests/ops tests/engine tests/models -k "cuda or not cpu" --timeout 600
       ;;
     kernels)
-      for bench in paged_attention linear sampling elementwise kv_cache; do
+      for bench in paged_attention linear stream_gemm sampling elementwise kv_cache; do
         step "kernels: $bench"
         check "$build/bench_$bench"
       done

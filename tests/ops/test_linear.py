@@ -67,6 +67,28 @@ def test_row_does_not_depend_on_the_batch(device, dtype, n, k):
         assert same_bits(ops.linear(x[begin:end], packed, bias), alone[begin:end]), f"rows {begin}..{end}"
 
 
+ROWS_OF_STREAM = (1, 7, 8, 9, 16, 33, 64, 65, 100, 128, 129, 200, 256)  # each class and the edges of its padding
+
+
+@pytest.mark.parametrize("device,dtype", [("cuda", "bfloat16"), ("cuda", "float16")], indirect=True)
+@pytest.mark.parametrize(("has_bias", "f32_out"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(8, 64), (1000, 64), (1000, 576), (576, 1536), (4096, 1024), (6152, 512), (1000, 4096), (40000, 128)]
+)
+def test_few_rows_have_the_bits_of_many(device, dtype, n, k, has_bias, f32_out):
+    """On Hopper up to 256 rows may be computed by another kernel than more: strided rows, one of zeros, guarded."""
+    x, weight, bias = problem(300, n, k, device, dtype)
+    x[5] = 0
+    packed, bias = ops.pack_weight(weight), bias if has_bias else None
+    many = ops.linear(x, packed, bias, torch.float32 if f32_out else None)
+    for m in ROWS_OF_STREAM:
+        begin = min(m // 3, 300 - m)
+        rows, out = Poisoned(x[begin : begin + m]), Poisoned(torch.full_like(many[:m], torch.nan))
+        ops._linear(out.view, rows.view, packed.data, bias, None)
+        assert same_bits(out.view, many[begin : begin + m]), f"{m} rows"
+        out.assert_guards_intact()
+
+
 def test_result_does_not_depend_on_threads():
     x, weight, bias = problem(13, 200, 576, "cpu", torch.bfloat16)
     packed, before = ops.pack_weight(weight), ops.num_threads()

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear on the GPU: y[m,n] = x[m,k] W[n,k]^T + b through cuBLASLt, with algorithms that a row cannot tell apart.
+// linear on the GPU: y[m,n] = x[m,k] W[n,k]^T + b. Few rows on Hopper go to the weight-streaming kernel
+// (stream_gemm.h), everything else through cuBLASLt, with algorithms that a row cannot tell apart.
+//
+// Both sum each output in fp32 over ascending k in steps of 16 and add the bias before the one rounding, and so agree
+// to the bit (bench/kernels/bench_linear compares them): the choice between them may depend on m.
 //
 // cuBLASLt is column-major: y^T[n,m] = W (stored k x n, transposed) * x^T (stored k x m), so nothing is copied or
 // transposed. Sums are fp32; fp32 inputs are multiplied in fp32 (no tf32); the bias is added in the epilogue before the
@@ -25,6 +29,7 @@
 #include <tuple>
 
 #include "cuda/gemm/cublaslt_api.h"
+#include "cuda/gemm/stream_gemm.h"
 
 namespace pe::cuda {
 namespace {
@@ -234,16 +239,20 @@ void check(const LinearParams& p) {
 
 size_t linear_workspace_bytes() { return 0; }  // none, so that no algorithm can reduce through it
 
-void linear(const LinearParams& p, Workspace, Stream stream) {
-  PE_CHECK(kOp, p.m >= 0, "m must not be negative, got " + std::to_string(p.m));
-  if (p.m == 0) return;
-  check(p);
+void cublaslt_gemm(const LinearParams& p, Stream stream) {
   const Plan plan = plan_for(p);
   const Problem problem(p, p.m);
   const float alpha = 1, beta = 0;
   check_status(lt::library().matmul(plan.handle, problem.desc, &alpha, p.weight, problem.a, p.x, problem.b, &beta,
                                     p.out, problem.d, p.out, problem.d, &plan.algo, nullptr, 0, stream),
                "cublasLtMatmul");
+}
+
+void linear(const LinearParams& p, Workspace, Stream stream) {
+  PE_CHECK(kOp, p.m >= 0, "m must not be negative, got " + std::to_string(p.m));
+  if (p.m == 0) return;
+  check(p);
+  stream_gemm_fits(p) ? stream_gemm(p, stream) : cublaslt_gemm(p, stream);
 }
 
 }  // namespace pe::cuda

@@ -40,7 +40,9 @@ size_t packed_bytes(int64_t n, int64_t k, DType dtype);
 void pack_weight(const PackWeightParams&);
 }  // namespace cpu
 namespace cuda {
-// cuBLASLt with split-K off and the algorithm fixed per (n, k, dtype, size class of m). workspace may be empty.
+// For few rows on sm_90 a kernel that streams the weights, else cuBLASLt with split-K off and the algorithm fixed per
+// (n, k, dtype, size class of m); the same bits. workspace may be empty.
+// The weights may be read before the preceding kernel of the stream has ended: they must not be what it writes.
 void linear(const LinearParams&, Workspace, Stream);
 size_t linear_workspace_bytes();
 }  // namespace cuda
