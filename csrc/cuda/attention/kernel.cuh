@@ -11,7 +11,7 @@
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
-#include "cuda/attention/prefill.cuh"
+#include "cuda/attention/prefill_wgmma.cuh"
 #include "cuda/common/launch.cuh"
 
 namespace pe::cuda::attention {
@@ -41,7 +41,7 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
     set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
             warp_id() * kWarpRows, memory.job);
-    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);

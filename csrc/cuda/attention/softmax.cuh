@@ -100,37 +100,49 @@ __device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, 
   }
 }
 
-// Takes one tile into the state's max and sum, rescales acc, and leaves the weights that v is to be multiplied with.
-template <typename T, int kDim, int kHalves>
-__device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_log2, RowState<kDim, kHalves>& state,
-                                              TileWeights& weights) {
+// Takes one tile into max and sum, turns its scores into weights, and leaves what acc is to be multiplied with.
+template <int kHalves>
+__device__ __forceinline__ void weigh_scores(TileScores& scores, float scale_log2, float (&max)[kHalves],
+                                             float (&sum)[kHalves], float (&decay)[kHalves]) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
-    float most = state.max[i];
+    float most = max[i];
 #pragma unroll
     for (int j = 0; j < kTileTokens / 8; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
     most = warp_reduce<4>(most, [](float a, float b) { return fmaxf(a, b); });
     const float base = most == kNoScore ? 0.0f : most;
-    const float decay = power_of_2((state.max[i] - base) * scale_log2);
+    decay[i] = power_of_2((max[i] - base) * scale_log2);
     const float shift = base * scale_log2;
-    float sum = 0;
+    float tile_sum = 0;
 #pragma unroll
     for (int j = 0; j < kTileTokens / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float& p = scores[j][2 * i + e];
         p = power_of_2(fmaf(p, scale_log2, -shift));
-        sum += p;
+        tile_sum += p;
       }
     }
-    state.max[i] = most;
-    state.sum[i] = fmaf(state.sum[i], decay, sum);
+    max[i] = most;
+    sum[i] = fmaf(sum[i], decay[i], tile_sum);
+  }
+}
+
+template <int kDim, int kHalves>
+__device__ __forceinline__ void rescale(const float (&decay)[kHalves], float (&acc)[kDim / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      state.acc[j][2 * i] *= decay;
-      state.acc[j][2 * i + 1] *= decay;
+      acc[j][2 * i] *= decay[i];
+      acc[j][2 * i + 1] *= decay[i];
     }
   }
+}
+
+// The weights as fragments of the product with v; a half that is not computed is zero.
+template <typename T, int kHalves>
+__device__ __forceinline__ void pack_weights(const TileScores& scores, TileWeights& weights) {
 #pragma unroll
   for (int s = 0; s < kTileSlabs; ++s) {
 #pragma unroll
@@ -139,6 +151,16 @@ __device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_lo
       weights[s][2 * half + 1] = kHalves == 2 ? pack2<T>(scores[2 * s + half][2], scores[2 * s + half][3]) : 0;
     }
   }
+}
+
+// Takes one tile into the state's max and sum, rescales acc, and leaves the weights that v is to be multiplied with.
+template <typename T, int kDim, int kHalves>
+__device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_log2, RowState<kDim, kHalves>& state,
+                                              TileWeights& weights) {
+  float decay[kHalves];
+  weigh_scores<kHalves>(scores, scale_log2, state.max, state.sum, decay);
+  rescale<kDim, kHalves>(decay, state.acc);
+  pack_weights<T, kHalves>(scores, weights);
 }
 
 // A chunk's sums are kept per lane until its end: here the four lanes of a row add theirs up.
