@@ -153,17 +153,22 @@ __device__ __forceinline__ void store_partial(const RunArgs& args, const Job& jo
   }
 }
 
-// The two ends of a chunk: into the running state of the item, or to a partial result of its own; then the next one
-// begins.
+// The two ends of a chunk: into the running state of the item, or to a partial result of its own.
 template <int kDim, int kHalves>
-__device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
-                                          RowState<kDim, kHalves>& chunk, RowState<kDim, kHalves>& running) {
+__device__ __forceinline__ void keep_chunk(const RunArgs& args, const Job& job, int chunk_index,
+                                           RowState<kDim, kHalves>& chunk, RowState<kDim, kHalves>& running) {
   close_chunk(chunk);
   if (job.item.folds != 0) {
     merge_chunk(chunk, args.scale_log2, running);
   } else {
     store_partial(args, job, chunk_index - job.item.chunk_begin, chunk);
   }
+}
+// Then the next one begins.
+template <int kDim, int kHalves>
+__device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
+                                          RowState<kDim, kHalves>& chunk, RowState<kDim, kHalves>& running) {
+  keep_chunk(args, job, chunk_index, chunk, running);
   chunk.clear();
 }
 template <typename T, int kDim, int kHalves>

@@ -36,14 +36,15 @@ constexpr int kSwizzleRowBytes = 128, kSwizzleAtomBytes = 8 * kSwizzleRowBytes, 
 #if !defined(PE_SIMT) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define PE_WGMMA
 
-// `block_bytes` is the distance of blocks; k-major operands do not use it.
-__device__ __forceinline__ uint64_t matrix_descriptor(const void* tile, int block_bytes) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kStride = uint64_t{kSwizzleAtomBytes >> 4} << 32;
-  return kSwizzle128 | kStride | static_cast<uint64_t>(block_bytes >> 4) << 16 | (smem_address(tile) & 0x3ffff) >> 4;
+// The low half of a descriptor; the high half (stride, swizzle) is always the same and joins it at the multiply, so
+// that one register per operand goes into each. `block_bytes` is the distance of blocks; k-major operands do not use
+// it. Shared memory ends below 2^18 bytes: what is added to the address never leaves its 14 bits.
+constexpr uint32_t kDescriptorHigh = 1u << 30 | kSwizzleAtomBytes >> 4;
+__device__ __forceinline__ uint32_t matrix_descriptor(const void* tile, int block_bytes) {
+  return static_cast<uint32_t>(block_bytes >> 4) << 16 | (smem_address(tile) & 0x3ffff) >> 4;
 }
-// Shared memory ends below 2^18 bytes, so the sum never leaves the address's 14 bits.
-__device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) {
-  return descriptor + static_cast<uint64_t>(bytes >> 4);
+__device__ __forceinline__ uint32_t advance(uint32_t descriptor, int bytes) {
+  return descriptor + static_cast<uint32_t>(bytes >> 4);
 }
 
 // Before a warpgroup's first multiply that uses registers written since the last one.
@@ -70,6 +71,12 @@ __device__ __forceinline__ void hold(uint32_t (&registers)[kTiles][4]) {
   }
 }
 
+// What is computed before a wait stays before it: the wait depends on no register, so the compiler would move it up,
+// over all the arithmetic that was to run under the multiplies. It does not move it over a branch. x is never negative.
+__device__ __forceinline__ void compute_before_wait(float x) {
+  if (x < 0) __trap();
+}
+
 // Shared memory written by this thread (copies that it has waited for included) becomes visible to later multiplies of
 // whoever it then meets at a barrier.
 __device__ __forceinline__ void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -87,51 +94,45 @@ __device__ __forceinline__ void fence_for_wgmma() { asm volatile("fence.proxy.as
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 
-// c = a b, or with `add` c += a b; both k-major. a is 64 x 16, b 16 x 64.
-#define PE_WGMMA_SS64(type)                                                                                       \
-  asm volatile(                                                                                                   \
-      "{ .reg .pred add; setp.ne.b32 add, %34, 0;\n"                                                              \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type "\n" PE_REGS32 ", %32, %33, add, 1, 1, 0, 0; }" \
-      : PE_ACC32(c)                                                                                               \
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)))
-template <typename T>
-__device__ __forceinline__ void wgmma_scores(float (&c)[8][4], uint64_t a, uint64_t b, bool add) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    PE_WGMMA_SS64("bf16");
-  } else {
-    PE_WGMMA_SS64("f16");
-  }
-}
-
-// c += a b with a in registers and b mn-major. a is 64 x 16, b is 16 x 64 or 16 x 128.
-#define PE_WGMMA_RS64(type)                                                      \
+// c = a b, or with `add` c += a b. a is 64 x 16 in registers, b 16 x 64 or 16 x 128 in shared memory.
+#define PE_WGMMA_64(type, transposed)                                            \
   asm volatile(                                                                  \
-      "{ .reg .pred add; setp.ne.b32 add, %37, 0;\n"                             \
+      "{ .reg .pred add; .reg .b64 b;\n"                                         \
+      "setp.ne.b32 add, %37, 0; mov.b64 b, {%36, %38};\n"                        \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type "\n" PE_REGS32 \
-      ", {%32, %33, %34, %35}, %36, add, 1, 1, 1; }"                             \
+      ", {%32, %33, %34, %35}, b, add, 1, 1, " transposed "; }"                  \
       : PE_ACC32(c)                                                              \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
-#define PE_WGMMA_RS128(type)                                                      \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<int>(add)), "n"(kDescriptorHigh))
+#define PE_WGMMA_128(type, transposed)                                            \
   asm volatile(                                                                   \
-      "{ .reg .pred add; setp.ne.b32 add, %69, 0;\n"                              \
+      "{ .reg .pred add; .reg .b64 b;\n"                                          \
+      "setp.ne.b32 add, %69, 0; mov.b64 b, {%68, %70};\n"                         \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type "\n" PE_REGS64 \
-      ", {%64, %65, %66, %67}, %68, add, 1, 1, 1; }"                              \
+      ", {%64, %65, %66, %67}, b, add, 1, 1, " transposed "; }"                   \
       : PE_ACC64(c)                                                               \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<int>(add)), "n"(kDescriptorHigh))
 template <typename T>
-__device__ __forceinline__ void wgmma_values(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void wgmma_k_major(float (&c)[8][4], const uint32_t (&a)[4], uint32_t b, bool add) {
   if constexpr (std::is_same_v<T, bf16>) {
-    PE_WGMMA_RS64("bf16");
+    PE_WGMMA_64("bf16", "0");
   } else {
-    PE_WGMMA_RS64("f16");
+    PE_WGMMA_64("f16", "0");
   }
 }
 template <typename T>
-__device__ __forceinline__ void wgmma_values(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void wgmma_mn_major(float (&c)[8][4], const uint32_t (&a)[4], uint32_t b, bool add) {
   if constexpr (std::is_same_v<T, bf16>) {
-    PE_WGMMA_RS128("bf16");
+    PE_WGMMA_64("bf16", "1");
   } else {
-    PE_WGMMA_RS128("f16");
+    PE_WGMMA_64("f16", "1");
+  }
+}
+template <typename T>
+__device__ __forceinline__ void wgmma_mn_major(float (&c)[16][4], const uint32_t (&a)[4], uint32_t b, bool add) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    PE_WGMMA_128("bf16", "1");
+  } else {
+    PE_WGMMA_128("f16", "1");
   }
 }
 
