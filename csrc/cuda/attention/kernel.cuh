@@ -2,7 +2,7 @@
 // paged attention: any mix of prefill chunks and decodes, one persistent kernel.
 // q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D]; D: see inst_*.cu; H % HK == 0; padding has no queries
 // grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
-// traffic and floors: decode.cuh (HBM-bound), prefill.cuh (bound by the tensor cores)
+// traffic and floors: decode.cuh (HBM-bound), prefill.cuh and prefill_wgmma.cuh (bound by the tensor cores)
 //
 // Each CTA takes CTA items (128 rows) until none is left, then each of its warps takes warp items (16 rows), then rows
 // to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
