@@ -214,6 +214,12 @@ __device__ __forceinline__ bool begins_chunk(const Job& job, int tile) {
   return tile % kChunkTiles == 0 || tile == job.tiles.begin;
 }
 
+__device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job, const KeyRange& plain, int tile,
+                                            TileScores& scores) {
+  const int token = tile * kTileTokens;
+  if (token < plain.begin || token + kTileTokens > plain.end) hide_unseen<2>(args, job, token, scores);
+}
+
 // Step 0: S of tile 0 and its softmax. Step i: S of tile i and acc += weights v of tile i - 1, then the softmax of tile
 // i. Step n: what is left, acc += weights v of the last tile.
 template <typename T, int kDim>
@@ -225,6 +231,8 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
   TileScores scores;
   TileWeights weights;
   float decay[2];
+  // Keys that all rows of the warp see. In registers: the scores wait for no load from shared memory.
+  const KeyRange plain = {job.last.begin, job.first.end};
 
   wgmma_fence();
   start_scores<T, kDim>(q, ring.keys(), scores);
@@ -232,7 +240,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
   wgmma_wait<0>();
   hold(scores);
   int tile = job.tiles.begin;
-  if (!sees_whole_tile(job, tile * kTileTokens)) hide_unseen<2>(args, job, tile * kTileTokens, scores);
+  hide_unseen(args, job, plain, tile, scores);
   weigh_scores<2>(scores, args.scale_log2, chunk.max, chunk.sum, decay);  // no acc yet to rescale
   pack_weights<T, 2>(scores, weights);
   ring.settle();
@@ -256,7 +264,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
     }
     wgmma_wait<1>();
     hold(scores);
-    if (!sees_whole_tile(job, tile * kTileTokens)) hide_unseen<2>(args, job, tile * kTileTokens, scores);
+    hide_unseen(args, job, plain, tile, scores);
     weigh_scores<2>(scores, args.scale_log2, max, sum, decay);
     compute_before_wait(fminf(sum[0], sum[1]));  // all of this runs under the product with v
     ring.settle();
