@@ -18,10 +18,10 @@
 //   bits 16-29  "leading" offset: what k-major operands do not need; of mn-major ones, from one block to the next
 //   bits 32-45  "stride" offset: from an atom to the next one in its block, 1024 bytes either way
 //   bits 62-63  1: 128-byte swizzle
-// k-major (rows are m or n, columns are k: Q and K of attention): one multiply reads 16 of a block's 64 columns, 32
+// k-major (rows are n, columns are k: the keys of attention): one multiply reads 16 of a block's 64 columns, 32
 // bytes further for each step of k; the hardware applies the swizzle to the address it ends up with.
-// mn-major (rows are k, columns are n: V): one multiply reads 16 rows = two atoms of every block, 2048 bytes further
-// for each step of k.
+// mn-major (rows are k, columns are n: the values): one multiply reads 16 rows = two atoms of every block,
+// 2048 bytes further for each step of k.
 #pragma once
 #include <type_traits>
 
