@@ -129,6 +129,24 @@ def test_row_does_not_depend_on_chunking(device, dtype, lengths, window):
             )
 
 
+RAGGED_PROMPTS = [(33, 33), (64, 64), (65, 300), (130, 257), (129, 577)]  # beside the borders of 64 and 256 keys
+
+
+@pytest.mark.parametrize("window", [0, 1, 90])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 3, 4])
+def test_prompt_has_the_bits_of_short_steps(device, dtype, group, head_dim, window):
+    """A prompt (on CUDA: whole CTAs, on sm_90a with wgmma) and its 8 tokens at a time (single warps, with mma.sync)."""
+    case = paged_case(RAGGED_PROMPTS, Heads(2 * group, 2, head_dim), dtype, device)
+    whole = case.attend(window)
+    for s, (num_queries, seq_len) in enumerate(RAGGED_PROMPTS):
+        begin = int(case.meta.query_start[s])
+        for first in range(0, num_queries, 8):
+            last = min(first + 8, num_queries)
+            part = alone(case, s, first, last, device).attend(window)
+            assert same_bits(part, whole[begin + first : begin + last]), f"rows {first}..{last} of {seq_len} keys"
+
+
 def test_threads_do_not_matter():
     case = paged_case(CASES["mixed"], Heads(), torch.bfloat16, "cpu")
     before, results = ops.num_threads(), []

@@ -157,18 +157,24 @@ __device__ __forceinline__ void store_partial(const RunArgs& args, const Job& jo
   }
 }
 
-// The two ends of a chunk: into the running state of the item, or to a partial result of its own; then the next one
-// begins.
+// The two ends of a chunk: into the running state of the item, or to a partial result of its own.
 template <int kDim, int kCols, int kHalves>
-__device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
-                                          RowState<kCols, kHalves>& chunk, RowState<kCols, kHalves>& running,
-                                          int column = 0) {
+__device__ __forceinline__ void keep_chunk(const RunArgs& args, const Job& job, int chunk_index,
+                                           RowState<kCols, kHalves>& chunk, RowState<kCols, kHalves>& running,
+                                           int column = 0) {
   close_chunk(chunk);
   if (job.item.folds != 0) {
     merge_chunk(chunk, args.scale_log2, running);
   } else {
     store_partial<kDim>(args, job, chunk_index - job.item.chunk_begin, chunk, column);
   }
+}
+// Then the next one begins.
+template <int kDim, int kCols, int kHalves>
+__device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
+                                          RowState<kCols, kHalves>& chunk, RowState<kCols, kHalves>& running,
+                                          int column = 0) {
+  keep_chunk<kDim>(args, job, chunk_index, chunk, running, column);
   chunk.clear();
 }
 template <typename T, int kDim, int kCols, int kHalves>

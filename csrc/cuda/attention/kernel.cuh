@@ -2,7 +2,7 @@
 // paged attention: any mix of prefill chunks and decodes, one persistent kernel.
 // q[T,H,D] k,v[NB,*,HK,D] table[S,MB] lens[S] -> out[T,H,D]; D: see inst_*.cu; H % HK == 0; padding has no queries
 // grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
-// traffic and floors: decode.cuh (HBM-bound), prefill.cuh (bound by the tensor cores)
+// traffic and floors: decode.cuh (HBM-bound), prefill.cuh and prefill_wgmma.cuh (bound by the tensor cores)
 //
 // Each CTA takes prefill items (128 rows) until none is left, then decode items (16 rows; each of its warps by itself
 // where shared memory is small), then its warps take rows to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
@@ -12,7 +12,7 @@
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
 #include "cuda/attention/decode_cta.cuh"
-#include "cuda/attention/prefill.cuh"
+#include "cuda/attention/prefill_wgmma.cuh"
 #include "cuda/common/launch.cuh"
 
 namespace pe::cuda::attention {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
     set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
             warp_id() * kWarpRows, memory.job);
-    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);

@@ -144,27 +144,50 @@ __device__ __forceinline__ void pack_weights(const float (*scores)[4], uint32_t 
   }
 }
 
+// Takes one tile into max and sum, turns its scores into weights, and leaves what acc is to be multiplied with.
+template <int kHalves>
+__device__ __forceinline__ void weigh_scores(TileScores& scores, float scale_log2, float (&max)[kHalves],
+                                             float (&sum)[kHalves], float (&decay)[kHalves]) {
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+    const float most = fmaxf(max[i], largest_score(scores, i));
+    const Rescale rescale = make_rescale(max[i], most, scale_log2);
+    float tile_sum = 0;  // slab by slab, in order
+#pragma unroll
+    for (int s = 0; s < kTileSlabs; ++s) tile_sum += weigh_slab(scores + 2 * s, i, scale_log2, rescale.shift);
+    decay[i] = rescale.decay;
+    max[i] = most;
+    sum[i] = fmaf(sum[i], rescale.decay, tile_sum);
+  }
+}
+
+template <int kDim, int kHalves>
+__device__ __forceinline__ void rescale(const float (&decay)[kHalves], float (&acc)[kDim / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < kHalves; ++i) {
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      acc[j][2 * i] *= decay[i];
+      acc[j][2 * i + 1] *= decay[i];
+    }
+  }
+}
+
+// The weights as fragments of the product with v; a half that is not computed is zero.
+template <typename T, int kHalves>
+__device__ __forceinline__ void pack_weights(const TileScores& scores, TileWeights& weights) {
+#pragma unroll
+  for (int s = 0; s < kTileSlabs; ++s) pack_weights<T, kHalves>(scores + 2 * s, weights[s]);
+}
+
 // Takes one tile into the state's max and sum, rescales acc, and leaves the weights that v is to be multiplied with.
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void absorb_scores(TileScores& scores, float scale_log2, RowState<kDim, kHalves>& state,
                                               TileWeights& weights) {
-#pragma unroll
-  for (int i = 0; i < kHalves; ++i) {
-    const float most = fmaxf(state.max[i], largest_score(scores, i));
-    const Rescale rescale = make_rescale(state.max[i], most, scale_log2);
-    float sum = 0;  // slab by slab, in order
-#pragma unroll
-    for (int s = 0; s < kTileSlabs; ++s) sum += weigh_slab(scores + 2 * s, i, scale_log2, rescale.shift);
-    state.max[i] = most;
-    state.sum[i] = fmaf(state.sum[i], rescale.decay, sum);
-#pragma unroll
-    for (int j = 0; j < kDim / 8; ++j) {
-      state.acc[j][2 * i] *= rescale.decay;
-      state.acc[j][2 * i + 1] *= rescale.decay;
-    }
-  }
-#pragma unroll
-  for (int s = 0; s < kTileSlabs; ++s) pack_weights<T, kHalves>(scores + 2 * s, weights[s]);
+  float decay[kHalves];
+  weigh_scores<kHalves>(scores, scale_log2, state.max, state.sum, decay);
+  rescale<kDim, kHalves>(decay, state.acc);
+  pack_weights<T, kHalves>(scores, weights);
 }
 
 // A chunk's sums are kept per lane until its end: here the four lanes of a row add theirs up.
