@@ -376,6 +376,7 @@ struct PlanCase {
 struct PlanFacts {
   int num_cta_items, num_warp_items, num_splits;
   int64_t longest_warp_piece;
+  bool by_cta;
 };
 
 PlanFacts check_plan(const PlanCase& c) {
@@ -410,15 +411,17 @@ PlanFacts check_plan(const PlanCase& c) {
          "lists longer than their bounds: %d %d %d %d", header.num_cta_items, header.num_warp_items, header.num_splits,
          header.num_merge_rows);
   int64_t chunks[2] = {0, 0};
+  int longest_tile = 0;
   for (const Seq& s : c.seqs) {
     const attention::TileShape shape = attention::tile_shape(s.num_queries * c.group);
     for (int i = 0; i < shape.num_tiles; ++i) {
       const attention::Tile tile = attention::make_tile(0, i, s.num_queries, s.len, c.group, c.window);
       chunks[shape.on_cta] += tile.chunk_end - tile.chunk_begin;
+      if (!shape.on_cta) longest_tile = std::max(longest_tile, tile.chunk_end - tile.chunk_begin);
     }
   }
   const attention::PieceLimits limits =
-      attention::piece_limits(chunks[1], chunks[0], c.num_kv_heads, c.num_ctas, c.by_cta);
+      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {
@@ -466,7 +469,7 @@ PlanFacts check_plan(const PlanCase& c) {
     end = to;
   }
   EXPECT(end <= attention::partial_rows(p), "partial results past the workspace");
-  return {header.num_cta_items, header.num_warp_items, header.num_splits, longest};
+  return {header.num_cta_items, header.num_warp_items, header.num_splits, longest, header.decodes_by_cta != 0};
 }
 
 void test_plan() {
@@ -480,8 +483,9 @@ void test_plan() {
          static_cast<int>(facts.longest_warp_piece));
   EXPECT(check_plan({{{0, 1024, 1}}, 4, 8, 0, 132}).num_warp_items == 4, "batch 1: a chunk a warp");
   const PlanFacts few = check_plan({{{0, 1024, 1}}, 4, 8, 0, 132, true});
-  EXPECT(few.num_warp_items == 4, "few chunks: a chunk a CTA");
-  EXPECT(check_plan({uniform, 4, 8, 0, 132, true}).num_splits == 0, "many whole sequences a CTA");
+  EXPECT(few.num_warp_items == 4 && few.by_cta, "few chunks: a chunk a CTA");
+  EXPECT(check_plan({skewed, 4, 8, 0, 132, true}).by_cta, "one long sequence: CTAs decode");
+  EXPECT(!check_plan({uniform, 4, 8, 0, 132, true}).by_cta, "much of equal length: warps decode");
   EXPECT(check_plan({{{0, 16384, 2048}}, 4, 8, 0, 132}).num_splits == 0, "a prefill chunk has tiles enough");
   EXPECT(check_plan({{{0, 16384, 16}}, 4, 8, 0, 132}).num_splits == 1, "64 rows over a long context are split");
   check_plan({{{0, 1 << 20, 1}, {0, 5, 5}, {0, 0, 0}}, 8, 1, 0, 132});

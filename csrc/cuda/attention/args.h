@@ -46,6 +46,7 @@ struct Tile {
 struct Header {
   int32_t num_cta_items, num_warp_items, num_splits, num_merge_rows;
   uint32_t next_cta, next_warp, next_merge, num_done;  // tickets taken, CTAs gone; zero between launches
+  uint32_t decodes_by_cta;                             // decode items are a CTA's work, not a warp's
 };
 
 struct Plan {

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs ar
   const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.by_cta);
   wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
-  if (kDecodesByCta<kDim> && args.by_cta) {
+  if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<T, kDim>(args);
   } else {

@@ -16,6 +16,7 @@ constexpr int kPlanThreads = 256;
 struct PlanShared {
   int64_t scan[kPlanThreads / kWarpSize];
   unsigned long long chunks[2];  // index 0: on warps, 1: on CTAs, here and below
+  int longest;                   // of the tiles on warps, in chunks
   unsigned long long num_partial_rows;
   int num_splits, num_merge_rows, num_items[2];
   int buckets[2][kNumBuckets];
@@ -37,6 +38,7 @@ __device__ inline int list_tiles(const PlanArgs& args, PlanShared& shared) {
     for (int i = 0; i < num_tiles; ++i) {
       const Tile tile = make_tile(seq, i, num_queries, seq_len, args.group, args.window);
       chunks += tile.chunk_end - tile.chunk_begin;
+      if (!tile.on_cta) atomicMax(&shared.longest, tile.chunk_end - tile.chunk_begin);
       args.plan.tiles[first + i] = tile;
     }
     if (num_tiles > 0) atomicAdd(&shared.chunks[tile_shape(num_queries * args.group).on_cta], chunks);
@@ -97,14 +99,15 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   const int tid = static_cast<int>(threadIdx.x);
   wait_for_predecessor();
   if (tid < 2) shared.chunks[tid] = 0;
-  if (tid == 0) shared.num_partial_rows = shared.num_splits = shared.num_merge_rows = 0;
+  if (tid == 0) shared.num_partial_rows = shared.num_splits = shared.num_merge_rows = shared.longest = 0;
   if (tid < 2 * kNumBuckets) shared.buckets[tid / kNumBuckets][tid % kNumBuckets] = 0;
   __syncthreads();
 
   const int num_tiles = list_tiles(args, shared);
   __syncthreads();
-  const PieceLimits limits = piece_limits(static_cast<int64_t>(shared.chunks[1]),
-                                          static_cast<int64_t>(shared.chunks[0]), args.num_kv_heads, args.num_ctas, args.by_cta);
+  const PieceLimits limits =
+      piece_limits(static_cast<int64_t>(shared.chunks[1]), static_cast<int64_t>(shared.chunks[0]), shared.longest,
+                   args.num_kv_heads, args.num_ctas, args.by_cta);
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     Tile& tile = args.plan.tiles[i];
     const int limit = tile.on_cta ? limits.cta : limits.warp;
@@ -128,7 +131,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   for (int i = tid; i < shared.num_splits * args.num_kv_heads; i += kPlanThreads) args.plan.arrivals[i] = 0;
   if (tid == 0) {
     *args.plan.header =
-        Header{shared.num_items[1], shared.num_items[0], shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0};
+        Header{shared.num_items[1], shared.num_items[0], shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0,
+               limits.decodes_by_cta};
   }
 }
 

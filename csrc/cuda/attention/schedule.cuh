@@ -48,17 +48,29 @@ __host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, i
 // Longest pieces, in chunks, given the work in chunks of one kv head.
 struct PieceLimits {
   int cta, warp;
+  bool decodes_by_cta;
 };
 __host__ __device__ inline int at_least_one(int64_t amount, int64_t parts) {
   const int64_t up = (amount + parts - 1) / parts;
   return static_cast<int>(up > 1 ? up : 1);
 }
-__host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int num_kv_heads,
-                                                    int num_ctas, bool by_cta) {
+// Whether CTAs decode. A lone warp takes 20 us for a chunk, a CTA 5: what counts where there is hardly a chunk per CTA, and
+// where one sequence is so long that its pieces and their partial results would be many. Else eight warps with a piece
+// each keep the memory busier than one piece with eight warps (docs/performance.md).
+__host__ __device__ inline bool should_decode_by_cta(int64_t work, int64_t longest, int64_t num_ctas) {
+  const int64_t warps = num_ctas * kWarps;
+  return work <= num_ctas || (work >= 2 * warps && longest * warps >= kLongTile * work);
+}
+
+// chunks: of one kv head, in tiles on CTAs and on warps; longest: of the latter.
+__host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int64_t longest,
+                                                    int num_kv_heads, int num_ctas, bool by_cta) {
   const int64_t warp_work = warp_chunks * num_kv_heads, work = cta_chunks * num_kv_heads + warp_work, ctas = num_ctas;
+  const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas);
   return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
-          by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
-                 : at_least_one(warp_work * kWarpSlack, ctas * kWarps)};
+          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
+                         : at_least_one(warp_work, ctas * kWarps),
+          decodes_by_cta};
 }
 
 // Piece i of `pieces` equal ones covers chunks [begin + cut(i), begin + cut(i + 1)).

@@ -96,10 +96,10 @@ constexpr int smem_bytes(int num_slots, bool by_cta) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A warp's piece may be twice the average load of a warp: half of the warps already saturate the memory, and every
-// split costs the storing and merging of partial results. Where CTAs decode, a piece is at most a quarter of the average
-// load of a CTA, so that they end together.
-constexpr int kWarpSlack = 2, kDecodePiecesPerCta = 4;
+// A warp's piece is at most the average load of a warp: of mixed lengths the longest would keep the others waiting at the
+// end. Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together; they do
+// (also) where the longest tile is kLongTile times the average load of a warp.
+constexpr int kDecodePiecesPerCta = 4, kLongTile = 16;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.

@@ -155,7 +155,7 @@ bool stream_gemm_can(const LinearParams& p) {
 }
 
 bool stream_gemm_fits(const LinearParams& p) {
-  return stream_gemm_can(p) && worthwhile(shape_of(p), choose(shape_of(p)).ns);
+  return worthwhile(shape_of(p)) && stream_gemm_can(p);
 }
 
 Plan stream_gemm_plan(const LinearParams& p) { return choose(shape_of(p)).plan; }
