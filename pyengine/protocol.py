@@ -96,7 +96,7 @@ class TokenLogprob(_Message):
     top_logprobs: list[float]
 
 
-class TokenDelta(_Message):
+class TokenDelta(_Message, gc=False):
     """New tokens of one sequence in one step.
 
     Attributes:

@@ -171,6 +171,29 @@ def test_siblings_share_the_prompt_and_copy_on_write():
     assert sum(len(step.copies) for step in loop.steps) == 2
 
 
+@pytest.mark.parametrize("num_stops", [1, 7, 8, 30])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_any_number_of_stop_tokens_ends_a_sequence(num_stops, depth):
+    loop = Loop(num_blocks=64, depth=depth)
+    stops = tuple(range(50 - num_stops, 50))
+    for i in range(4):
+        params = SamplingParams(max_tokens=30, seed=1, stop_token_ids=stops)
+        loop.scheduler.add(Request(f"r{i}", [i, i + 1], params))
+    loop.run()
+    expected = {(f"r{i}", 0): loop.device.continuation([i, i + 1], 30, frozenset(stops)) for i in range(4)}
+    assert dict(loop.tokens) == expected
+
+
+def test_quiet_steps_send_only_the_decodes():
+    """In the steady state nothing but the decodes' arrays is in a step, and every 4th one has new blocks."""
+    loop = Loop(num_blocks=64)
+    for i in range(4):
+        loop.scheduler.add(request(f"r{i}", [i, 1, 2], 20))
+    loop.run()
+    assert [len(step.block_entries) for step in loop.steps[:10]] == [4, 0, 4, 0, 0, 0, 4, 0, 0, 0]
+    assert all(len(step.prompt_ids) == 0 and (step.prompt_offsets == -1).all() for step in loop.steps[1:])
+
+
 def test_a_sequence_with_infinite_logits_fails_alone_and_leaves_the_cache():
     loop = Loop(num_blocks=64, budget=64)
     bad, good = list(range(20)), list(range(20, 40))
