@@ -69,8 +69,8 @@ class ModelRunner:
         self._kv_caches = tuple(
             (self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers)
         )
-        self._staging = Staging(device)
-        self._state = DeviceState(plan, device, self._staging.upload)
+        self._staging = Staging(device, (1 << 16) + 8 * plan.max_num_seqs)
+        self._state = DeviceState(plan, device, self._staging)
         self._sampler = Sampler(plan.max_num_seqs, config.vocab_size, device, self._staging.upload)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._dtype = dtype
