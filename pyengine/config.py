@@ -58,6 +58,12 @@ class EngineConfig:
     max_num_batched_tokens: int | None = option(
         None, "tokens computed in one step; default 8192 on a GPU, 1024 on a CPU"
     )
+    itl_target_ms: float = option(
+        16.0,
+        "milliseconds between a stream's tokens to aim at: prompts beside running streams are computed in pieces that "
+        "keep to it, as far as the streams alone leave time (at least half of a step is for prompts); "
+        "0: never cut prompts for it (the default of LLM)",
+    )
     max_queued_requests: int = option(
         2048, "sequences that may wait for their first step (each of n counts); beyond it a request gets a 429"
     )
@@ -72,6 +78,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads")
         _check_positive(self, "max_queued_requests", "max_queued_tokens")
+        if not 0.0 <= self.itl_target_ms < float("inf"):
+            raise ConfigError(f"--itl-target-ms must be at least 0, got {self.itl_target_ms}")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for spec in dataclasses.fields(self):

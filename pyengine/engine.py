@@ -29,6 +29,7 @@ from pyengine.runner.kv_memory import MemoryPlan, plan_memory
 from pyengine.runner.model_runner import ModelRunner
 from pyengine.runner.output import PendingOutput
 from pyengine.sampling.masks import GrammarMasks
+from pyengine.sched.budget import TimedBudget
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
 from pyengine.sched.step import StepInput
 from pyengine.structured.lazy import LazyGrammars
@@ -77,7 +78,8 @@ class Engine:
         self._runner = runner
         self._grammars = grammars
         self._overlap = overlap  # whether a step's tokens are waited for only after the next pass was issued
-        self._inflight: tuple[StepInput, PendingOutput] | None = None
+        self._inflight: tuple[StepInput, PendingOutput, float] | None = None  # and when it began, monotonic
+        self._last_end_s = 0.0
 
     @classmethod
     def start(cls, config: EngineConfig, progress: Progress | None = None) -> Engine:
@@ -117,7 +119,9 @@ class Engine:
         )
         grammars = LazyGrammars(config.tokenizer or path, model.vocab_size)
         blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching)
-        scheduler = Scheduler(limits, blocks, grammars.make)
+        target_s = config.itl_target_ms / 1000
+        policy = TimedBudget(plan.max_num_batched_tokens, target_s) if target_s else None
+        scheduler = Scheduler(limits, blocks, grammars.make, policy)
         facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
         return cls(scheduler, runner, facts, grammars, device.kind == "cuda" and config.async_scheduling)
 
@@ -140,12 +144,13 @@ class Engine:
 
         So the device computes while the host updates, and a grammar's mask is ready when the logits are.
         """
+        begin_s = time.monotonic()
         step = self.scheduler.schedule()
         issued = None if step is None else self._runner.forward(step)
         deltas = self._retire()
         if issued is not None:
             pending = self._runner.sample(issued, self._grammar_masks())
-            self._inflight = (step, pending)
+            self._inflight = (step, pending, begin_s)
             if not self._overlap:
                 deltas += self._retire()
         elif not deltas:
@@ -156,8 +161,12 @@ class Engine:
         """Wait for the draw in flight, if any, and give its tokens to their sequences."""
         if self._inflight is None:
             return []
-        (step, pending), self._inflight = self._inflight, None
-        return self.scheduler.update(step, pending.wait())
+        (step, pending, begin_s), self._inflight = self._inflight, None
+        output, now_s = pending.wait(), time.monotonic()
+        # An overlapped step begins when the one before it ends: this is what its streams wait for their next token.
+        self.scheduler.observe(step, now_s - max(begin_s, self._last_end_s))
+        self._last_end_s = now_s
+        return self.scheduler.update(step, output)
 
     def _grammar_masks(self) -> GrammarMasks | None:
         """What the grammars of the newest step allow, all earlier tokens being known."""

@@ -151,6 +151,11 @@ class Decodes:
         """How many may sample another token."""
         return len(self._members) if self._num_quiet else int(np.count_nonzero(self._wanting()))
 
+    @property
+    def num_context(self) -> int:
+        """Tokens that the members have in the cache."""
+        return int(self._num_computed.sum())
+
     def take_full(self) -> list[Sequence]:
         """The members whose next token needs another block; the caller grants it or has them leave."""
         if self._num_quiet:

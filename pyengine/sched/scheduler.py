@@ -3,8 +3,9 @@
 One loop without phases: each sequence has ``num_computed_tokens`` that chases its tokens; a prompt, a chunk of a
 prompt, a decode and a resumed sequence differ only in how far they are behind. Per step:
 
-  1. the token budget goes to running sequences, those one token behind (decodes) first, then prompts in order; decodes
-     are kept as arrays (``decodes``), and only those to which something happens are looked at one by one;
+  1. the budget (``budget``: tokens, and beside decodes a time) goes to running sequences, those one token behind
+     (decodes) first, then prompts in order; decodes are kept as arrays (``decodes``), and only those to which something
+     happens are looked at one by one;
   2. blocks are granted in order of service; when they run out, the last sequence in that order is preempted (its blocks
      go, its tokens stay; its full blocks may be found again in the prefix cache when it resumes);
   3. waiting sequences are admitted in order while budget, rows and blocks last.
@@ -27,6 +28,7 @@ from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
 from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
+from pyengine.sched.budget import Budget, FixedBudget, StepPolicy
 from pyengine.sched.decodes import Decodes, Members
 from pyengine.sched.plan import StepPlan
 from pyengine.sched.sequence import Grammar, Sequence, Status
@@ -60,11 +62,16 @@ class Scheduler:
     """Owns all live sequences. ``schedule`` decides a step, ``update`` is the only place where tokens are appended."""
 
     def __init__(
-        self, limits: SchedulerLimits, blocks: BlockManager, make_grammar: Callable[[str], Grammar] | None = None
+        self,
+        limits: SchedulerLimits,
+        blocks: BlockManager,
+        make_grammar: Callable[[str], Grammar] | None = None,
+        policy: StepPolicy | None = None,
     ):
         self.limits = limits
         self.blocks = blocks
         self._make_grammar = make_grammar
+        self._policy = policy or FixedBudget(limits.max_num_batched_tokens)
         self._failures: list[TokenDelta] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # heap in order of service
         self._running: list[Sequence] = []  # sorted in order of service: all who hold a device row
@@ -191,14 +198,19 @@ class Scheduler:
             seq.num_inflight -= 1
         return [] if seq.status is Status.FINISHED else [self._append_token(seq, token_id, logprob)]
 
-    def _schedule_running(self, plan: StepPlan) -> int:
+    def observe(self, step: StepInput, seconds: float) -> None:
+        """``step`` kept the device busy so long."""
+        self._policy.observe(step, seconds)
+
+    def _schedule_running(self, plan: StepPlan) -> Budget:
         """Tokens for running sequences; returns the budget that is left.
 
         Blocks are granted in order of service before anything is planned, so that whoever is preempted for them has
         no part in the step.
         """
         self._decodes.settle()
-        shares, budget = self._split_budget(self.limits.max_num_batched_tokens - self._decodes.num_wanting())
+        budget = self._policy.budget(self._decodes.num_wanting(), self._decodes.num_context)
+        shares = self._split_budget(budget)
         full = self._decodes.take_full()
         for seq in full:
             self.blocks.commit(seq)
@@ -211,15 +223,14 @@ class Scheduler:
                 self._plan(seq, num_new, plan)
         return budget
 
-    def _split_budget(self, budget: int) -> tuple[dict[Sequence, int], int]:
+    def _split_budget(self, budget: Budget) -> dict[Sequence, int]:
         """How many tokens each sequence with a prompt to compute gets, in order of service, after the decodes."""
         shares: dict[Sequence, int] = {}
         for seq in self._behind:
-            num_new = min(budget, seq.num_remaining_tokens)
-            if num_new:
-                shares[seq] = num_new
-                budget -= num_new
-        return shares, budget
+            if not budget.is_open:
+                break
+            shares[seq] = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
+        return shares
 
     def _grow(self, seq: Sequence, num_new: int, plan: StepPlan) -> None:
         """Blocks for ``num_new`` more tokens, preempting from the end of the order, ``seq`` itself if need be."""
@@ -229,9 +240,9 @@ class Scheduler:
             if victim is seq:
                 return
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
+    def _admit_waiting(self, plan: StepPlan, budget: Budget) -> None:
         set_aside = []
-        while self._waiting and budget and self._free_rows:
+        while self._waiting and budget.is_open and self._free_rows:
             _, seq = self._waiting[0]
             if seq.status is Status.FINISHED:  # aborted or failed while it waited
                 heapq.heappop(self._waiting)
@@ -241,21 +252,17 @@ class Scheduler:
             elif seq.num_inflight or self._waits_for_parent(seq, plan) or not seq.grammar_ready:
                 set_aside.append(heapq.heappop(self._waiting))
             else:
-                num_new = self._admit(seq, budget, plan)
-                if not num_new:
+                if not self._admit(seq, budget, plan):
                     break
                 heapq.heappop(self._waiting)
-                budget -= num_new
         for entry in set_aside:
             heapq.heappush(self._waiting, entry)
 
-    def _admit(self, seq: Sequence, budget: int, plan: StepPlan) -> int:
-        """Give ``seq`` a row and its first blocks; returns the tokens it computes this step, 0 when it does not fit
-        yet.
-        """
+    def _admit(self, seq: Sequence, budget: Budget, plan: StepPlan) -> bool:
+        """Give ``seq`` a row, its first blocks and tokens of the budget; False when it does not fit yet."""
         if not self._take_first_blocks(seq):
-            return 0
-        num_new = min(budget, seq.num_remaining_tokens)
+            return False
+        num_new = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
         growth = Growth()  # only its copies matter: the new row's table is sent whole
         granted = self.blocks.extend(seq, seq.num_computed_tokens + num_new, growth)
         assert granted, "an admitted sequence has been promised its blocks"
@@ -265,7 +272,7 @@ class Scheduler:
         insort(self._behind, seq, key=_service_order)
         plan.take_row(seq, growth.copies)
         self._plan(seq, num_new, plan)
-        return num_new
+        return True
 
     def _take_first_blocks(self, seq: Sequence) -> bool:
         """Share the parent's prompt or what the prefix cache has; False when the rest would not fit."""

@@ -60,10 +60,11 @@ def test_the_model_is_a_hard_case(alone):
         {"prefix_caching": True},
         {"max_num_batched_tokens": 37, "max_num_seqs": 32},
         {"max_num_batched_tokens": 64, "max_num_seqs": 5},
+        {"itl_target_ms": 1.0},
         {"block_size": 32},
         {"kv_cache_memory": "700KiB", "max_model_len": 600},
     ],
-    ids=["crowd", "cached", "chunks-of-37", "five-rows", "blocks-of-32", "preempted"],
+    ids=["crowd", "cached", "chunks-of-37", "five-rows", "cut-by-time", "blocks-of-32", "preempted"],
 )
 def test_tokens_do_not_depend_on(options, alone, make_engine):
     engine = make_engine(**options)
