@@ -7,6 +7,7 @@ schedule N+1 while the device computes N        two in flight (GPU): only *when*
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,19 +20,23 @@ import torch
 from pyengine import ops
 from pyengine.config import EngineConfig
 from pyengine.kv.block_manager import BlockManager
+from pyengine.kv.host_tier import HostTier
 from pyengine.models.config import ModelConfig, load_model_config, resolve_dtype
 from pyengine.models.progress import Progress, silent
 from pyengine.models.resolve import resolve_model
 from pyengine.models.weights.loader import load_model
 from pyengine.protocol import Ready, Request, Stats, TokenDelta
-from pyengine.runner.device import Device, resolve_device
+from pyengine.runner.device import Device, host_memory, resolve_device
+from pyengine.runner.host_arena import plan_host_blocks
 from pyengine.runner.kv_memory import MemoryPlan, plan_memory
 from pyengine.runner.model_runner import ModelRunner
 from pyengine.runner.output import PendingOutput
 from pyengine.sampling.masks import GrammarMasks
-from pyengine.sched.budget import TimedBudget
+from pyengine.sched.budget import FixedBudget, TimedBudget
+from pyengine.sched.cost_model import CostModel
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
 from pyengine.sched.step import StepInput
+from pyengine.sched.swap_choice import SwapChoice
 from pyengine.structured.lazy import LazyGrammars
 
 GRAMMAR_WAIT_S = 0.001
@@ -110,7 +115,10 @@ class Engine:
                 config.seed if config.load_format == "dummy" else None,
             )
         with phases("warm up"):
-            runner = ModelRunner(graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager)
+            num_host = plan_host_blocks(config.cpu_cache_gb, plan.block_bytes, host_memory()[1])
+            runner = ModelRunner(
+                graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager, num_host
+            )
             runner.warm_up()
         limits = SchedulerLimits(
             max_num_seqs=plan.max_num_seqs,
@@ -118,9 +126,13 @@ class Engine:
             max_model_len=plan.max_model_len,
         )
         grammars = LazyGrammars(config.tokenizer or path, model.vocab_size)
-        blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching)
-        target_s = config.itl_target_ms / 1000
-        policy = TimedBudget(plan.max_num_batched_tokens, target_s) if target_s else None
+        costs = CostModel()
+        policy = FixedBudget(plan.max_num_batched_tokens)
+        if config.itl_target_ms or num_host:
+            target_s = config.itl_target_ms / 1000 or math.inf
+            policy = TimedBudget(plan.max_num_batched_tokens, target_s, costs)
+        tier = HostTier(num_host, SwapChoice(runner.host_arena.measure_copy_s(), plan.block_size, costs))
+        blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching, tier)
         scheduler = Scheduler(limits, blocks, grammars.make, policy)
         facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
         return cls(scheduler, runner, facts, grammars, device.kind == "cuda" and config.async_scheduling)

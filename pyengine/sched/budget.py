@@ -10,6 +10,7 @@ prompt of a step gets at least MIN_CHUNK tokens.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from pyengine.sched.cost_model import CostModel, StepWork
@@ -97,17 +98,19 @@ class FixedBudget:
 
 
 class TimedBudget:
-    """Prompts beside decodes get the time that the decodes leave of ``target_s``."""
+    """Prompts beside decodes get the time that the decodes leave of ``target_s``; infinity: all tokens, but ``model``
+    learns.
+    """
 
-    def __init__(self, max_num_tokens: int, target_s: float):
+    def __init__(self, max_num_tokens: int, target_s: float, model: CostModel | None = None):
         self._max_num_tokens = max_num_tokens
         self._target_s = target_s
         self._num_skipped = 0
-        self.model = CostModel()
+        self.model = model or CostModel()
 
     def budget(self, num_decodes: int, num_context: int) -> Budget:
         num_tokens = self._max_num_tokens - num_decodes
-        if not num_decodes:
+        if not num_decodes or self._target_s == math.inf:
             return Budget(num_tokens)
         if not self.model.num_observed:
             return Budget(min(num_tokens, FIRST_CHUNK))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from pyengine.kv.block_manager import Growth
+from pyengine.kv.host_tier import Swaps
 from pyengine.sched.decodes import Members
 from pyengine.sched.sequence import Sequence
-from pyengine.sched.step import NewRow, StepInput, int32
+from pyengine.sched.step import NewRow, StepInput, int32, pairs
 
 NOBODY = Members.of([])
-NO_ENTRIES, NO_COPIES = int32().reshape(0, 3), int32().reshape(0, 2)
+NO_ENTRIES = int32().reshape(0, 3)
 
 
 class StepPlan:
@@ -69,7 +70,7 @@ class StepPlan:
             seq.num_inflight += 1
         return samples
 
-    def finish(self, step_id: int) -> StepInput:
+    def finish(self, step_id: int, swaps: Swaps) -> StepInput:
         num_decodes = len(self.decodes)
 
         def after_decodes(decodes: np.ndarray, others: list) -> np.ndarray:
@@ -86,6 +87,8 @@ class StepPlan:
             prompt_ids=int32(self._prompt_ids),
             samples=after_decodes(np.ones(num_decodes, bool), self._samples),
             block_entries=int32(growth.entries).reshape(-1, 3) if growth.entries else NO_ENTRIES,
-            copies=int32(growth.copies).reshape(-1, 2) if growth.copies else NO_COPIES,
+            copies=pairs(growth.copies),
             new_rows=tuple(self._new_rows),
+            swaps_out=pairs(swaps.outs),
+            swaps_in=pairs(swaps.ins),
         )

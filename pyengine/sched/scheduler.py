@@ -157,7 +157,7 @@ class Scheduler:
             self._admit_waiting(plan, budget)
         if not plan.num_seqs:
             return None
-        step = plan.finish(self._step_id)
+        step = plan.finish(self._step_id, self.blocks.tier.take_swaps())
         self._step_id += 1
         self._inflight.append(_Flight(step.step_id, plan.decodes, self._decodes.num_left, plan.sampling))
         self._step_tokens.append(step.num_tokens)
@@ -396,6 +396,7 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         self._stop_running(seq)
+        self.blocks.commit(seq)  # what it has computed is likely to be found again when it resumes
         self._give_up_device(seq)
         seq.status = Status.WAITING
         seq.num_preemptions += 1
@@ -447,6 +448,8 @@ class Scheduler:
             step_tokens=step_tokens,
             num_queued=self.queued.num_seqs,
             num_queued_tokens=self.queued.num_tokens,
+            num_swapped_out=self.blocks.tier.num_swapped_out,
+            num_swapped_in=self.blocks.tier.num_swapped_in,
         )
 
     def check_integrity(self) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager
+from pyengine.kv.host_tier import HostTier
 from pyengine.protocol import FinishReason, Request
 from pyengine.sampling_params import SamplingParams
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
@@ -32,9 +33,11 @@ class Loop:
         depth=1,
         prefix_caching=True,
         max_model_len=None,
+        num_host_blocks=0,
+        is_worth=lambda num_blocks, num_before: True,
     ):
         self.device = FakeDevice(block_size)
-        self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
+        self.blocks = BlockManager(num_blocks, block_size, prefix_caching, HostTier(num_host_blocks, is_worth))
         limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
@@ -97,9 +100,18 @@ requests = st.lists(
     budget=st.integers(8, 64),
     depth=st.integers(1, 2),
     caching=st.booleans(),
+    num_host_blocks=st.sampled_from([0, 1, 3, 10, 100]),
+    worth=st.integers(0, 3),
 )
-def test_tokens_never_depend_on_the_company(spec, num_blocks, budget, depth, caching):
-    loop = Loop(num_blocks=num_blocks, budget=budget, depth=depth, prefix_caching=caching)
+def test_tokens_never_depend_on_the_company(spec, num_blocks, budget, depth, caching, num_host_blocks, worth):
+    loop = Loop(
+        num_blocks=num_blocks,
+        budget=budget,
+        depth=depth,
+        prefix_caching=caching,
+        num_host_blocks=num_host_blocks,
+        is_worth=lambda num, before: num > worth,
+    )
     expected, arrivals = {}, defaultdict(list)
     for i, (family, length, max_tokens, n, priority, arrival) in enumerate(spec):
         prompt = [(family * 7 + j // 6) % 50 for j in range(length)]
