@@ -229,7 +229,9 @@ class Scheduler:
         for seq in self._behind:
             if not budget.is_open:
                 break
-            shares[seq] = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
+            num_new = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
+            if num_new:
+                shares[seq] = num_new
         return shares
 
     def _grow(self, seq: Sequence, num_new: int, plan: StepPlan) -> None:
