@@ -58,11 +58,20 @@ class EngineConfig:
     max_num_batched_tokens: int | None = option(
         None, "tokens computed in one step; default 8192 on a GPU, 1024 on a CPU"
     )
+    itl_target_ms: float = option(
+        16.0,
+        "milliseconds between a stream's tokens to aim at: prompts beside running streams are computed in pieces that "
+        "keep to it, as far as the streams alone leave time (at least half of a step is for prompts); "
+        "0: never cut prompts for it (the default of LLM)",
+    )
     max_queued_requests: int = option(
         2048, "sequences that may wait for their first step (each of n counts); beyond it a request gets a 429"
     )
     max_queued_tokens: int = option(
         2 << 20, "prompt tokens that may wait for their first step; beyond it a request gets a 429"
+    )
+    cpu_cache_gb: float = option(
+        0.0, "GiB of (pinned) host memory for blocks that the prefix cache on the device has no room for"
     )
     prefix_caching: bool = option(True, "reuse KV blocks of equal prompt prefixes")
     enforce_eager: bool = option(False, "never capture a step as a graph (slower; for debugging)")
@@ -72,6 +81,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads")
         _check_positive(self, "max_queued_requests", "max_queued_tokens")
+        if not 0.0 <= self.cpu_cache_gb < float("inf"):
+            raise ConfigError(f"--cpu-cache-gb must be at least 0, got {self.cpu_cache_gb}")
+        if self.cpu_cache_gb and not self.prefix_caching:
+            raise ConfigError("--cpu-cache-gb is a part of the prefix cache, which --no-prefix-caching switches off")
+        if not 0.0 <= self.itl_target_ms < float("inf"):
+            raise ConfigError(f"--itl-target-ms must be at least 0, got {self.itl_target_ms}")
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for spec in dataclasses.fields(self):

@@ -7,6 +7,7 @@ schedule N+1 while the device computes N        two in flight (GPU): only *when*
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +20,23 @@ import torch
 from pyengine import ops
 from pyengine.config import EngineConfig
 from pyengine.kv.block_manager import BlockManager
+from pyengine.kv.host_tier import HostTier
 from pyengine.models.config import ModelConfig, load_model_config, resolve_dtype
 from pyengine.models.progress import Progress, silent
 from pyengine.models.resolve import resolve_model
 from pyengine.models.weights.loader import load_model
 from pyengine.protocol import Ready, Request, Stats, TokenDelta
-from pyengine.runner.device import Device, resolve_device
+from pyengine.runner.device import Device, host_memory, resolve_device
+from pyengine.runner.host_arena import plan_host_blocks
 from pyengine.runner.kv_memory import MemoryPlan, plan_memory
 from pyengine.runner.model_runner import ModelRunner
 from pyengine.runner.output import PendingOutput
 from pyengine.sampling.masks import GrammarMasks
+from pyengine.sched.budget import FixedBudget, TimedBudget
+from pyengine.sched.cost_model import CostModel
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
 from pyengine.sched.step import StepInput
+from pyengine.sched.swap_choice import SwapChoice
 from pyengine.structured.lazy import LazyGrammars
 
 GRAMMAR_WAIT_S = 0.001
@@ -77,7 +83,8 @@ class Engine:
         self._runner = runner
         self._grammars = grammars
         self._overlap = overlap  # whether a step's tokens are waited for only after the next pass was issued
-        self._inflight: tuple[StepInput, PendingOutput] | None = None
+        self._inflight: tuple[StepInput, PendingOutput, float] | None = None  # and when it began, monotonic
+        self._last_end_s = 0.0
 
     @classmethod
     def start(cls, config: EngineConfig, progress: Progress | None = None) -> Engine:
@@ -108,7 +115,10 @@ class Engine:
                 config.seed if config.load_format == "dummy" else None,
             )
         with phases("warm up"):
-            runner = ModelRunner(graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager)
+            num_host = plan_host_blocks(config.cpu_cache_gb, plan.block_bytes, host_memory()[1])
+            runner = ModelRunner(
+                graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager, num_host
+            )
             runner.warm_up()
         limits = SchedulerLimits(
             max_num_seqs=plan.max_num_seqs,
@@ -116,8 +126,14 @@ class Engine:
             max_model_len=plan.max_model_len,
         )
         grammars = LazyGrammars(config.tokenizer or path, model.vocab_size)
-        blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching)
-        scheduler = Scheduler(limits, blocks, grammars.make)
+        costs = CostModel()
+        policy = FixedBudget(plan.max_num_batched_tokens)
+        if config.itl_target_ms or num_host:
+            target_s = config.itl_target_ms / 1000 or math.inf
+            policy = TimedBudget(plan.max_num_batched_tokens, target_s, costs)
+        tier = HostTier(num_host, SwapChoice(runner.host_arena.measure_copy_s(), plan.block_size, costs))
+        blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching, tier)
+        scheduler = Scheduler(limits, blocks, grammars.make, policy)
         facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
         return cls(scheduler, runner, facts, grammars, device.kind == "cuda" and config.async_scheduling)
 
@@ -140,12 +156,13 @@ class Engine:
 
         So the device computes while the host updates, and a grammar's mask is ready when the logits are.
         """
+        begin_s = time.monotonic()
         step = self.scheduler.schedule()
         issued = None if step is None else self._runner.forward(step)
         deltas = self._retire()
         if issued is not None:
             pending = self._runner.sample(issued, self._grammar_masks())
-            self._inflight = (step, pending)
+            self._inflight = (step, pending, begin_s)
             if not self._overlap:
                 deltas += self._retire()
         elif not deltas:
@@ -156,8 +173,12 @@ class Engine:
         """Wait for the draw in flight, if any, and give its tokens to their sequences."""
         if self._inflight is None:
             return []
-        (step, pending), self._inflight = self._inflight, None
-        return self.scheduler.update(step, pending.wait())
+        (step, pending, begin_s), self._inflight = self._inflight, None
+        output, now_s = pending.wait(), time.monotonic()
+        # An overlapped step begins when the one before it ends: this is what its streams wait for their next token.
+        self.scheduler.observe(step, now_s - max(begin_s, self._last_end_s))
+        self._last_end_s = now_s
+        return self.scheduler.update(step, output)
 
     def _grammar_masks(self) -> GrammarMasks | None:
         """What the grammars of the newest step allow, all earlier tokens being known."""

@@ -9,6 +9,7 @@ hand under a debugger or profiler.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -253,6 +254,8 @@ def main(argv: list[str]) -> int:
         engine = Engine.start(config, _progress_reporter(link))
         loop = EngineLoop(engine, link, QueueLimits(config.max_queued_requests, config.max_queued_tokens))
         link.broadcast(loop.ready)
+        gc.collect()
+        gc.freeze()  # the modules and the model's graph live as long as the process: never walk them again in a step
         signal.signal(signal.SIGTERM, lambda *_: setattr(loop, "stopping", True))
         loop.run()
         return 0

@@ -39,7 +39,8 @@ class LLM:
     """
 
     def __init__(self, model: str = EngineConfig.model, **options: Any):
-        config = EngineConfig(model=model, **options)
+        # Nobody watches the tokens come: no step is kept short for them.
+        config = EngineConfig(model=model, **{"itl_target_ms": 0.0, **options})
         bar = _LoadBar()
         try:
             self._engine = Engine.start(config, bar.show)

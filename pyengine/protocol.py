@@ -96,7 +96,7 @@ class TokenLogprob(_Message):
     top_logprobs: list[float]
 
 
-class TokenDelta(_Message):
+class TokenDelta(_Message, gc=False):
     """New tokens of one sequence in one step.
 
     Attributes:
@@ -139,6 +139,8 @@ class Stats(_Message):
     num_queued_tokens: int = 0  # of their prompts
     drained_seqs_per_s: float = 0.0  # how fast they leave the queue; 0 before it was measured
     drained_tokens_per_s: float = 0.0
+    num_swapped_out: int = 0  # KV blocks copied to the host tier
+    num_swapped_in: int = 0  # and back
 
 
 class StepDeltas(_Message):

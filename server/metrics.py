@@ -73,6 +73,8 @@ _TOTALS = {
     "vllm:generation_tokens": ("num_generated_tokens", "tokens generated"),
     "vllm:prefix_cache_queries": ("prefix_cache_queries", "tokens looked up in the prefix cache"),
     "vllm:prefix_cache_hits": ("prefix_cache_hits", "tokens found in the prefix cache"),
+    "pyengine:blocks_swapped_out": ("num_swapped_out", "KV blocks copied to the host tier"),
+    "pyengine:blocks_swapped_in": ("num_swapped_in", "KV blocks copied back from the host tier"),
 }
 
 

@@ -6,7 +6,7 @@
 
 A block is written only by a sequence that holds it alone: before a shared block is written (after a fork) it is
 copied, and the copy is reported to the caller, who has the device do it before the next pass. Full blocks enter the
-prefix cache once their tokens are known and computed.
+prefix cache once their tokens are known and computed; those that the device needs for others go on to the host tier.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyengine.kv.block_pool import BlockPool
+from pyengine.kv.host_tier import HostTier
 from pyengine.kv.prefix_cache import PrefixCache, make_key, root_digest
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ class Growth:
 
 class BlockManager:
     """Owns every block. ``num_blocks`` blocks of ``block_size`` tokens; ``prefix_caching`` switches reuse between
-    sequences.
+    sequences, of which ``tier`` is a part.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True):
+    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True, tier: HostTier | None = None):
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.cache = PrefixCache()
-        self.pool = BlockPool(num_blocks, on_evict=self.cache.remove)
+        self.tier = tier or HostTier()
+        self.pool = BlockPool(num_blocks, on_evict=self._evict)
         self.num_query_tokens = 0  # prompt tokens looked up in the cache
         self.num_hit_tokens = 0
 
@@ -48,7 +50,8 @@ class BlockManager:
     def match(self, seq: Sequence) -> list[int]:
         """The longest run of cached blocks that begins ``seq``'s tokens; always leaves at least one token to compute.
 
-        Takes no reference: hand the result to ``allocate`` in the same scheduling round.
+        A block of the host tier is given as ~its number, which is negative. Takes no reference: hand the result to
+        ``adopt`` in the same scheduling round.
         """
         if not self.prefix_caching:
             return []
@@ -57,22 +60,36 @@ class BlockManager:
         for key in seq.block_keys[: (seq.num_tokens - 1) // self.block_size]:
             block = self.cache.find(key)
             if block is None:
-                break
+                host = self.tier.find(key)
+                if host is None:
+                    break
+                block = ~host
             blocks.append(block)
-        return blocks
+        return self._worth_copying(blocks)
+
+    def _worth_copying(self, blocks: list[int]) -> list[int]:
+        """``blocks``, ended before the first one of the host if computing those is faster."""
+        num_hosted = sum(block < 0 for block in blocks)
+        if not num_hosted:
+            return blocks
+        first = next(i for i, block in enumerate(blocks) if block < 0)
+        return blocks if self.tier.is_worth(num_hosted, first * self.block_size) else blocks[:first]
 
     def can_admit(self, seq: Sequence, cached: list[int], reserve: int) -> bool:
         """Whether all of ``seq``'s known tokens fit beside ``reserve`` further blocks, given its cached blocks."""
-        num_reclaimed = sum(1 for block in cached if self.pool.ref_counts[block] == 0)
-        needed = self.num_blocks_for(seq.num_tokens) - len(cached)
+        on_device = [block for block in cached if block >= 0]
+        num_reclaimed = sum(1 for block in on_device if self.pool.ref_counts[block] == 0)
+        needed = self.num_blocks_for(seq.num_tokens) - len(on_device)
         return needed + num_reclaimed + reserve <= self.pool.num_free
 
     def adopt(self, seq: Sequence, cached: list[int]) -> None:
         """Start ``seq``'s empty block table with the blocks that ``match`` found."""
         assert not seq.block_table and seq.num_computed_tokens == 0
-        for block in cached:
-            self.pool.share(block)
-        seq.block_table = list(cached)
+        self.tier.hold([~block for block in cached if block < 0])
+        for block in cached:  # all of them held before any is allocated, which evicts others
+            if block >= 0:
+                self.pool.share(block)
+        seq.block_table = [block if block >= 0 else self._load(~block) for block in cached]
         seq.num_computed_tokens = len(cached) * self.block_size
         self.num_query_tokens += seq.num_tokens
         self.num_hit_tokens += seq.num_computed_tokens
@@ -137,10 +154,12 @@ class BlockManager:
         for block in range(self.pool.num_blocks):
             self.cache.remove(block)
             self.pool.forget(block)
+        self.tier.clear()
 
     def check_integrity(self, live: list[Sequence]) -> None:
         """free + used = total, and each reference count equals the number of tables that name the block."""
         self.pool.check_integrity()
+        self.tier.check_integrity()
         counts = [0] * self.pool.num_blocks
         for seq in live:
             for block in seq.block_table:
@@ -148,6 +167,15 @@ class BlockManager:
         assert counts == self.pool.ref_counts, "reference counts differ from the block tables"
         for block in self.pool._cached:
             assert block in self.cache, f"block {block} is kept for the cache but has no key"
+
+    def _evict(self, block: int) -> None:
+        self.tier.save(self.cache.key_of(block), block)
+        self.cache.remove(block)
+
+    def _load(self, host: int) -> int:
+        block = self.pool.allocate()
+        self.tier.load(host, block)
+        return block
 
     def _replace(self, seq: Sequence, index: int) -> int:
         """Swap a shared block of the table for a fresh one (the copy's destination); returns the new id."""

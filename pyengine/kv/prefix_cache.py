@@ -55,6 +55,9 @@ class PrefixCache:
         stored = self._key_by_block[block]
         return block if stored.tokens == key.tokens and stored.parent == key.parent else None
 
+    def key_of(self, block: int) -> BlockKey:
+        return self._key_by_block[block]
+
     def insert(self, key: BlockKey, block: int) -> bool:
         """Remember the block; False when an equal (or colliding) one is known already, which then stays."""
         if key.digest in self._block_by_digest or block in self._key_by_block:

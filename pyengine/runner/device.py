@@ -56,11 +56,11 @@ def _cpu(config: EngineConfig) -> Device:
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
     ops.set_num_threads(num_threads)
     torch.set_num_threads(1)  # our ops have a pool of their own; torch only allocates and slices
-    total, available = _host_memory()
+    total, available = host_memory()
     return Device("cpu", f"CPU, {num_threads} threads, {ops.isa()}", total, available)
 
 
-def _host_memory() -> tuple[int, int]:
+def host_memory() -> tuple[int, int]:
     """Bytes of memory in all and available to this process, a container's limit included."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyengine import ops
 from pyengine.ops import StepTensors
 from pyengine.runner.kv_memory import MemoryPlan
-from pyengine.sampling.stage import Upload
+from pyengine.runner.staging import Staging
 from pyengine.sched.step import StepInput
 
 
@@ -44,28 +44,42 @@ class InputBatch:
 
 
 class DeviceState:
-    """Rows and input buffers for as many sequences and tokens as ``plan`` lets a step have."""
+    """Rows and input buffers for as many sequences and tokens as ``plan`` lets a step have.
 
-    def __init__(self, plan: MemoryPlan, device: torch.device, upload: Upload):
+    What a step sends goes through ``staging`` in one copy. Every buffer has a fixed address, as a captured pass needs.
+    """
+
+    def __init__(self, plan: MemoryPlan, device: torch.device, staging: Staging):
         max_num_seqs, max_num_tokens = plan.max_num_seqs, plan.max_num_batched_tokens
 
         def int32(*shape: int, fill: int = 0) -> Tensor:
             return torch.full(shape, fill, dtype=torch.int32, device=device)
 
         self._block_size = plan.block_size
-        self._upload = upload
+        self._staging = staging
         # rows
         self.last_tokens = int32(max_num_seqs)
         self.block_tables = int32(max_num_seqs, plan.max_blocks_per_seq)
-        # step, filled by ``apply``; sequences past the live ones are padding
-        self._rows, self._sample_rows = int32(max_num_seqs), int32(max_num_seqs)
+        # step, sent by the host; sequences past the live ones are padding
+        self._rows, self._sample_rows = staging.slot(max_num_seqs), staging.slot(max_num_seqs)
+        self._num_new, self._num_computed = staging.slot(max_num_seqs), staging.slot(max_num_seqs)
+        self._prompt_offsets = staging.slot(max_num_seqs)
+        # step, worked out by ``apply``
         self._seq_lens, self._last_indices = int32(max_num_seqs), int32(max_num_seqs)
         self._query_start = int32(max_num_seqs + 1)
         self._input_ids, self._positions = int32(max_num_tokens), int32(max_num_tokens)
         self._slot_mapping = torch.full((max_num_tokens,), -1, dtype=torch.int64, device=device)
+        self._decode_batches: dict[int, InputBatch] = {}  # views are dear: some microseconds each
 
     def batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
-        """The views of a pass of this padded size; the same memory every time, as a captured graph needs."""
+        """The views of a pass of this padded size; the same memory every time."""
+        if num_seqs != num_tokens:
+            return self._make_batch(num_seqs, num_tokens)
+        if num_seqs not in self._decode_batches:
+            self._decode_batches[num_seqs] = self._make_batch(num_seqs, num_tokens)
+        return self._decode_batches[num_seqs]
+
+    def _make_batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
         return InputBatch(
             num_seqs,
             num_tokens,
@@ -74,28 +88,33 @@ class DeviceState:
             self._slot_mapping[:num_tokens],
             self._query_start[: num_seqs + 1],
             self._seq_lens[:num_seqs],
-            self._rows[:num_seqs],
-            self._sample_rows[:num_seqs],
+            self._rows.device[:num_seqs],
+            self._sample_rows.device[:num_seqs],
             self._last_indices[:num_seqs],
         )
 
     def apply(self, step: StepInput, num_seqs: int, num_tokens: int) -> InputBatch:
         """Update the rows and build the inputs of ``step``, padded to so many sequences and tokens."""
-        if len(step.block_entries):
-            ops.update_block_tables(self.block_tables, self._upload(step.block_entries))
         batch = self.batch(num_seqs, num_tokens)
-        batch.rows.copy_(self._upload(_pad(step.rows, num_seqs, -1)))
-        batch.sample_rows.copy_(self._upload(_pad(sampling_rows(step), num_seqs, -1)))
+        self._rows.write(step.rows, num_seqs, -1)
+        self._sample_rows.write(sampling_rows(step), num_seqs, -1)
+        num_new = self._num_new.write(step.num_new_tokens, num_seqs)
+        num_computed = self._num_computed.write(step.num_computed_tokens, num_seqs)
+        prompt_offsets = self._prompt_offsets.write(step.prompt_offsets, num_seqs)
+        block_entries, prompt_ids = self._staging.put(step.block_entries), self._staging.put(step.prompt_ids)
+        self._staging.flush()
+        if len(step.block_entries):
+            ops.update_block_tables(self.block_tables, block_entries)
         ops.step_inputs(
             StepTensors(
                 last_tokens=self.last_tokens,
                 block_tables=self.block_tables,
                 block_size=self._block_size,
                 rows=batch.rows,
-                num_new_tokens=self._upload(_pad(step.num_new_tokens, num_seqs)),
-                num_computed=self._upload(_pad(step.num_computed_tokens, num_seqs)),
-                prompt_offsets=self._upload(_pad(step.prompt_offsets, num_seqs)),
-                prompt_ids=self._upload(step.prompt_ids),
+                num_new_tokens=num_new,
+                num_computed=num_computed,
+                prompt_offsets=prompt_offsets,
+                prompt_ids=prompt_ids,
                 query_start=batch.query_start,
                 seq_lens=batch.seq_lens,
                 input_ids=batch.input_ids,
@@ -113,12 +132,4 @@ class DeviceState:
 
 def sampling_rows(step: StepInput) -> np.ndarray:
     """int32 [num_seqs]: the device row of each sequence that samples, else -1."""
-    return np.where(step.samples, step.rows, -1).astype(np.int32)
-
-
-def _pad(array: np.ndarray, size: int, value: int = 0) -> np.ndarray:
-    if len(array) == size:
-        return array
-    padded = np.full(size, value, dtype=np.int32)
-    padded[: len(array)] = array
-    return padded
+    return np.where(step.samples, step.rows, np.int32(-1))

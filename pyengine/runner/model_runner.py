@@ -20,6 +20,7 @@ from pyengine.models.config import ModelConfig
 from pyengine.ops import AttentionMetadata
 from pyengine.runner.device_state import DeviceState, InputBatch, sampling_rows
 from pyengine.runner.graphs import EagerPass, make_graph_pass
+from pyengine.runner.host_arena import HostArena
 from pyengine.runner.kv_memory import MemoryPlan
 from pyengine.runner.output import OutputCopies, PendingOutput
 from pyengine.runner.staging import Staging
@@ -46,6 +47,7 @@ class ModelRunner:
         device: where its weights are.
         plan: sizes of cache and step.
         enforce_eager: never capture.
+        num_host_blocks: of the host tier.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ModelRunner:
         dtype: torch.dtype,
         plan: MemoryPlan,
         enforce_eager: bool = False,
+        num_host_blocks: int = 0,
     ):
         self._model = model
         self._config = config
@@ -66,11 +69,12 @@ class ModelRunner:
             dtype,
             device,
         )
+        self.host_arena = HostArena(self._arena, num_host_blocks)
         self._kv_caches = tuple(
             (self._arena[:, layer, 0], self._arena[:, layer, 1]) for layer in range(config.num_layers)
         )
-        self._staging = Staging(device)
-        self._state = DeviceState(plan, device, self._staging.upload)
+        self._staging = Staging(device, (1 << 16) + 8 * plan.max_num_seqs)
+        self._state = DeviceState(plan, device, self._staging)
         self._sampler = Sampler(plan.max_num_seqs, config.vocab_size, device, self._staging.upload)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._dtype = dtype
@@ -102,6 +106,7 @@ class ModelRunner:
         passes = self._graphs if num_seqs == num_tokens else self._eager
         if passes is self._graphs:
             num_seqs = num_tokens = passes.padded_size(num_seqs)
+        self.host_arena.swap(step)
         if len(step.copies):
             ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._staging.upload(step.copies))
         self._sampler.assign(step.new_rows)

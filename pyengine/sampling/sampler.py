@@ -103,23 +103,21 @@ class Sampler:
 
 
 class _DrawRows:
-    """Parameters of the draw: a host copy and the device's, sent whole when a row changes owner (a few kilobytes).
+    """Parameters of the draw, each [max_num_seqs], in one buffer: sent whole when a row changes owner (a few
+    kilobytes).
 
-    temperature (float32; 0: greedy), top_k (int32), top_p, min_p (float32), seeds (int64, the bits of a uint64), each
-    [max_num_seqs].
+    seeds (int64, the bits of a uint64), temperature (float32; 0: greedy), top_k (int32), top_p, min_p (float32).
     """
 
     def __init__(self, max_num_seqs: int, device: torch.device, upload: Upload):
         self._upload = upload
-        self._host = {
-            "temperature": np.zeros(max_num_seqs, np.float32),
-            "top_k": np.zeros(max_num_seqs, np.int32),
-            "top_p": np.ones(max_num_seqs, np.float32),
-            "min_p": np.zeros(max_num_seqs, np.float32),
-            "seeds": np.zeros(max_num_seqs, np.int64),
-        }
-        for name, array in self._host.items():
-            setattr(self, name, torch.from_numpy(array.copy()).to(device))
+        self._words = np.zeros(6 * max_num_seqs, np.int32)
+        self._host = _draw_columns(self._words)
+        self._host["top_p"][:] = 1
+        self._on_device = torch.from_numpy(self._words.copy()).to(device)
+        columns = _draw_columns(self._on_device)
+        self.seeds, self.temperature = columns["seeds"], columns["temperature"]
+        self.top_k, self.top_p, self.min_p = columns["top_k"], columns["top_p"], columns["min_p"]
 
     def assign(self, new_rows: tuple[NewRow, ...]) -> None:
         for new in new_rows:
@@ -127,5 +125,17 @@ class _DrawRows:
                 self._host[name][new.row] = getattr(new.params, name)
             self._host["seeds"][new.row] = new.seed
         if new_rows:
-            for name, array in self._host.items():
-                getattr(self, name).copy_(self._upload(array))
+            self._on_device.copy_(self._upload(self._words))
+
+
+def _draw_columns(words: np.ndarray | Tensor) -> dict:
+    """Views of the parameters in ``words`` int32 [6 * max_num_seqs], an array or a tensor; the wide one first."""
+    n = len(words) // 6
+    lib = np if isinstance(words, np.ndarray) else torch
+    return {
+        "seeds": words[: 2 * n].view(lib.int64),
+        "temperature": words[2 * n : 3 * n].view(lib.float32),
+        "top_k": words[3 * n : 4 * n],
+        "top_p": words[4 * n : 5 * n].view(lib.float32),
+        "min_p": words[5 * n :].view(lib.float32),
+    }

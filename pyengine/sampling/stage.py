@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyengine.sched.step import NewRow
 
-Upload = Callable[[np.ndarray], Tensor]  # host array to device tensor, without waiting for the device
+# Host array to device tensor, valid for this step, without waiting for the device.
+Upload = Callable[[np.ndarray], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from pyengine.kv.block_manager import Growth
+from pyengine.kv.host_tier import Swaps
+from pyengine.sched.decodes import Members
 from pyengine.sched.sequence import Sequence
-from pyengine.sched.step import NewRow, StepInput, int32
+from pyengine.sched.step import NewRow, StepInput, int32, pairs
+
+NOBODY = Members.of([])
+NO_ENTRIES = int32().reshape(0, 3)
 
 
 class StepPlan:
@@ -16,15 +21,26 @@ class StepPlan:
 
     def __init__(self) -> None:
         self.growth = Growth()
-        self.sequences: list[Sequence] = []
-        self.sampling: list[tuple[int, Sequence]] = []  # (batch row, sequence) of those that sample
+        self.decodes = NOBODY
+        self.sampling: list[tuple[int, Sequence]] = []  # (batch row, sequence) of the others that sample
         self.filling: set[Sequence] = set()  # sequences some of whose prompt's blocks this very step may fill
+        self._decodes_computed = int32()
+        self._sequences: list[Sequence] = []  # batch order, after the decodes
         self._num_new: list[int] = []
         self._num_computed: list[int] = []
         self._offsets: list[int] = []
         self._prompt_ids: list[int] = []
         self._samples: list[bool] = []
         self._new_rows: list[NewRow] = []
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.decodes) + len(self._sequences)
+
+    def add_decodes(self, members: Members, num_computed: np.ndarray) -> None:
+        """These come first in the batch; each computes the token that its row holds, and samples."""
+        assert not self._sequences
+        self.decodes, self._decodes_computed = members, num_computed
 
     def take_row(self, seq: Sequence, copies: list[tuple[int, int]]) -> None:
         """``seq`` has just got its device row: send its block table whole, after these block copies."""
@@ -36,38 +52,43 @@ class StepPlan:
         self.growth.copies.extend(copies)
         self.growth.entries.extend((seq.row, i, block) for i, block in enumerate(seq.block_table))
 
-    def add(self, seq: Sequence, num_new: int) -> None:
-        """``seq`` computes its next ``num_new`` tokens; it samples when nothing is left to compute after them."""
+    def add(self, seq: Sequence, num_new: int) -> bool:
+        """``seq`` computes its next ``num_new`` tokens; returns whether it samples (nothing is left after them)."""
         start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
-        if seq.row_has_last_token:
-            assert num_new == 1
-            self._offsets.append(-1)
-        else:
-            self._offsets.append(len(self._prompt_ids))
-            self._prompt_ids.extend(seq.token_ids[start:end])
+        samples = end == seq.num_tokens
         if start < seq.num_prompt_tokens:
             self.filling.add(seq)
-        samples = end == seq.num_tokens + seq.num_inflight
-        self.sequences.append(seq)
+        self._sequences.append(seq)
         self._num_new.append(num_new)
         self._num_computed.append(start)
+        self._offsets.append(len(self._prompt_ids))
+        self._prompt_ids.extend(seq.token_ids[start:end])
         self._samples.append(samples)
         seq.num_computed_tokens = end
         if samples:
-            self.sampling.append((len(self.sequences) - 1, seq))
+            self.sampling.append((self.num_seqs - 1, seq))
             seq.num_inflight += 1
-            seq.row_has_last_token = True
+        return samples
 
-    def finish(self, step_id: int) -> StepInput:
+    def finish(self, step_id: int, swaps: Swaps) -> StepInput:
+        num_decodes = len(self.decodes)
+
+        def after_decodes(decodes: np.ndarray, others: list) -> np.ndarray:
+            return np.concatenate((decodes, np.asarray(others, decodes.dtype))) if others else decodes
+
+        growth = self.growth
+
         return StepInput(
             step_id=step_id,
-            rows=int32([seq.row for seq in self.sequences]),
-            num_new_tokens=int32(self._num_new),
-            num_computed_tokens=int32(self._num_computed),
-            prompt_offsets=int32(self._offsets),
+            rows=after_decodes(self.decodes.rows, [seq.row for seq in self._sequences]),
+            num_new_tokens=after_decodes(np.ones(num_decodes, np.int32), self._num_new),
+            num_computed_tokens=after_decodes(self._decodes_computed, self._num_computed),
+            prompt_offsets=after_decodes(np.full(num_decodes, -1, np.int32), self._offsets),
             prompt_ids=int32(self._prompt_ids),
-            samples=np.asarray(self._samples, dtype=bool),
-            block_entries=int32(self.growth.entries).reshape(-1, 3),
-            copies=int32(self.growth.copies).reshape(-1, 2),
+            samples=after_decodes(np.ones(num_decodes, bool), self._samples),
+            block_entries=int32(growth.entries).reshape(-1, 3) if growth.entries else NO_ENTRIES,
+            copies=pairs(growth.copies),
             new_rows=tuple(self._new_rows),
+            swaps_out=pairs(swaps.outs),
+            swaps_in=pairs(swaps.ins),
         )

@@ -3,7 +3,9 @@
 One loop without phases: each sequence has ``num_computed_tokens`` that chases its tokens; a prompt, a chunk of a
 prompt, a decode and a resumed sequence differ only in how far they are behind. Per step:
 
-  1. the token budget goes to running sequences, those one token behind (decodes) first, then prompts in order;
+  1. the budget (``budget``: tokens, and beside decodes a time) goes to running sequences, those one token behind
+     (decodes) first, then prompts in order; decodes are kept as arrays (``decodes``), and only those to which something
+     happens are looked at one by one;
   2. blocks are granted in order of service; when they run out, the last sequence in that order is preempted (its blocks
      go, its tokens stay; its full blocks may be found again in the prefix cache when it resumes);
   3. waiting sequences are admitted in order while budget, rows and blocks last.
@@ -20,10 +22,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
 from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
+from pyengine.sched.budget import Budget, FixedBudget, StepPolicy
+from pyengine.sched.decodes import Decodes, Members
 from pyengine.sched.plan import StepPlan
 from pyengine.sched.sequence import Grammar, Sequence, Status
 from pyengine.sched.step import StepInput, StepOutput
@@ -38,6 +44,16 @@ class SchedulerLimits:
     max_model_len: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Who samples in a step that is not updated yet, in batch order: the decodes, then others by batch row."""
+
+    step_id: int
+    decodes: Members
+    num_left: int  # Decodes.num_left when it was scheduled
+    others: list[tuple[int, Sequence]]
+
+
 def _service_order(seq: Sequence) -> tuple[int, int]:
     return seq.sort_key
 
@@ -46,17 +62,24 @@ class Scheduler:
     """Owns all live sequences. ``schedule`` decides a step, ``update`` is the only place where tokens are appended."""
 
     def __init__(
-        self, limits: SchedulerLimits, blocks: BlockManager, make_grammar: Callable[[str], Grammar] | None = None
+        self,
+        limits: SchedulerLimits,
+        blocks: BlockManager,
+        make_grammar: Callable[[str], Grammar] | None = None,
+        policy: StepPolicy | None = None,
     ):
         self.limits = limits
         self.blocks = blocks
         self._make_grammar = make_grammar
+        self._policy = policy or FixedBudget(limits.max_num_batched_tokens)
         self._failures: list[TokenDelta] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # heap in order of service
-        self._running: list[Sequence] = []  # sorted in order of service
+        self._running: list[Sequence] = []  # sorted in order of service: all who hold a device row
+        self._decodes = Decodes(blocks.block_size)  # those of them that are one token behind
+        self._behind: list[Sequence] = []  # the others, sorted: their prompts are computed in chunks
         self._groups: dict[str, list[Sequence]] = {}  # live sequences by request id
         self._free_rows = list(range(limits.max_num_seqs))  # heap: low rows first, so that device arrays stay dense
-        self._inflight: deque[tuple[int, list[tuple[int, Sequence]]]] = deque()  # who samples in steps not yet updated
+        self._inflight: deque[_Flight] = deque()
         self.queued = QueueLoad()  # sequences that have never run
         self.dequeued = QueueLoad()  # all that ever left the queue
         self._num_stale = 0  # entries of the queue whose sequence has ended
@@ -111,7 +134,9 @@ class Scheduler:
         """(batch row, grammar) of the newest step's sampling sequences that have one and still run."""
         if not self._inflight:
             return []
-        _, sampling = self._inflight[-1]
+        flight = self._inflight[-1]
+        sampling = [(row, flight.decodes.sequences[row]) for row in np.flatnonzero(flight.decodes.watched).tolist()]
+        sampling += flight.others
         return [(row, seq.grammar) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
 
     def _drop_stale(self) -> None:
@@ -130,67 +155,96 @@ class Scheduler:
         budget = self._schedule_running(plan)
         if self._num_preemptions == num_preempted:
             self._admit_waiting(plan, budget)
-        if not plan.sequences:
+        if not plan.num_seqs:
             return None
-        step = plan.finish(self._step_id)
+        step = plan.finish(self._step_id, self.blocks.tier.take_swaps())
         self._step_id += 1
-        self._inflight.append((step.step_id, plan.sampling))
+        self._inflight.append(_Flight(step.step_id, plan.decodes, self._decodes.num_left, plan.sampling))
         self._step_tokens.append(step.num_tokens)
         return step
 
     def update(self, step: StepInput, output: StepOutput) -> list[TokenDelta]:
         """Take in the sampled tokens of the oldest step in flight: append, finish, report."""
-        step_id, sampling = self._inflight.popleft()
-        assert step_id == step.step_id == output.step_id, "steps are updated in the order they were scheduled"
-        deltas = []
-        for i, ((_, seq), token_id) in enumerate(zip(sampling, output.token_ids.tolist(), strict=True)):
-            seq.num_inflight -= 1
-            if seq.status is not Status.FINISHED:  # else it ended (or was aborted) while this step was in flight
-                deltas.append(self._append_token(seq, token_id, output.logprobs.get(i)))
+        flight = self._inflight.popleft()
+        assert flight.step_id == step.step_id == output.step_id, "steps are updated in the order they were scheduled"
+        num_decodes = len(flight.decodes)
+        deltas = self._update_decodes(flight, step, output)
+        for i, (_, seq) in enumerate(flight.others, num_decodes):
+            deltas += self._take_token(seq, int(output.token_ids[i]), output.logprobs.get(i))
         return deltas
 
-    def _schedule_running(self, plan: StepPlan) -> int:
-        """Tokens for running sequences; returns the budget that is left."""
-        budget = self.limits.max_num_batched_tokens
-        shares, budget = self._split_budget(budget)
-        for seq in list(self._running):
-            num_new = shares.get(seq, 0)
-            if num_new and seq.status is Status.RUNNING and self._grow(seq, num_new, plan):
+    def _update_decodes(self, flight: _Flight, step: StepInput, output: StepOutput) -> list[TokenDelta]:
+        """The decodes' tokens: those without an event all at once, the others one by one."""
+        members = flight.decodes
+        token_ids, num_computed = output.token_ids[: len(members)], step.num_computed_tokens[: len(members)]
+        events = members.find_events(token_ids, num_computed)
+        if events is None and not output.logprobs and flight.num_left == self._decodes.num_left:
+            self._num_generated_tokens += len(members)
+            return members.append(token_ids.tolist())
+        if events is None:
+            events = np.zeros(len(members), bool)
+        events[[i for i in output.logprobs if i < len(members)]] = True
+        events |= ~np.fromiter((seq.decoding for seq in members.sequences), bool, len(members))
+        plain = np.flatnonzero(~events)
+        self._num_generated_tokens += len(plain)
+        deltas = members.take(plain).append(token_ids[plain].tolist())
+        for i in np.flatnonzero(events).tolist():
+            deltas += self._take_token(members.sequences[i], int(token_ids[i]), output.logprobs.get(i))
+        return deltas
+
+    def _take_token(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None) -> list[TokenDelta]:
+        """One sequence's sampled token: nothing when it ended (or was aborted) while the step was in flight."""
+        if not seq.decoding:
+            seq.num_inflight -= 1
+        return [] if seq.status is Status.FINISHED else [self._append_token(seq, token_id, logprob)]
+
+    def observe(self, step: StepInput, seconds: float) -> None:
+        """``step`` kept the device busy so long."""
+        self._policy.observe(step, seconds)
+
+    def _schedule_running(self, plan: StepPlan) -> Budget:
+        """Tokens for running sequences; returns the budget that is left.
+
+        Blocks are granted in order of service before anything is planned, so that whoever is preempted for them has
+        no part in the step.
+        """
+        self._decodes.settle()
+        budget = self._policy.budget(self._decodes.num_wanting(), self._decodes.num_context)
+        shares = self._split_budget(budget)
+        full = self._decodes.take_full()
+        for seq in full:
+            self.blocks.commit(seq)
+        for seq in sorted([*full, *shares], key=_service_order):
+            if seq.status is Status.RUNNING:
+                self._grow(seq, shares.get(seq, 1), plan)
+        plan.add_decodes(*self._decodes.advance())
+        for seq, num_new in shares.items():
+            if seq.status is Status.RUNNING:
                 self._plan(seq, num_new, plan)
         return budget
 
-    def _split_budget(self, budget: int) -> tuple[dict[Sequence, int], int]:
-        """How many tokens each running sequence computes: decodes first, then prompts in order of service."""
+    def _split_budget(self, budget: Budget) -> dict[Sequence, int]:
+        """How many tokens each sequence with a prompt to compute gets, in order of service, after the decodes."""
         shares: dict[Sequence, int] = {}
-        behind = []
-        for seq in self._running:
-            remaining = seq.num_remaining_tokens
-            if remaining > 1:
-                behind.append(seq)
-            elif budget and seq.num_output_tokens + seq.num_inflight < seq.max_tokens:
-                shares[seq] = 1
-                budget -= 1
-        for seq in behind:
-            num_new = min(budget, seq.num_remaining_tokens)
+        for seq in self._behind:
+            if not budget.is_open:
+                break
+            num_new = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
             if num_new:
                 shares[seq] = num_new
-                budget -= num_new
-        return shares, budget
+        return shares
 
-    def _grow(self, seq: Sequence, num_new: int, plan: StepPlan) -> bool:
-        """Blocks for ``num_new`` more tokens, preempting from the end of the order; False when ``seq`` itself had to
-        go.
-        """
+    def _grow(self, seq: Sequence, num_new: int, plan: StepPlan) -> None:
+        """Blocks for ``num_new`` more tokens, preempting from the end of the order, ``seq`` itself if need be."""
         while not self.blocks.extend(seq, seq.num_computed_tokens + num_new, plan.growth):
             victim = self._running[-1]
             self._preempt(victim)
             if victim is seq:
-                return False
-        return True
+                return
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
+    def _admit_waiting(self, plan: StepPlan, budget: Budget) -> None:
         set_aside = []
-        while self._waiting and budget and self._free_rows:
+        while self._waiting and budget.is_open and self._free_rows:
             _, seq = self._waiting[0]
             if seq.status is Status.FINISHED:  # aborted or failed while it waited
                 heapq.heappop(self._waiting)
@@ -200,30 +254,27 @@ class Scheduler:
             elif seq.num_inflight or self._waits_for_parent(seq, plan) or not seq.grammar_ready:
                 set_aside.append(heapq.heappop(self._waiting))
             else:
-                num_new = self._admit(seq, budget, plan)
-                if not num_new:
+                if not self._admit(seq, budget, plan):
                     break
                 heapq.heappop(self._waiting)
-                budget -= num_new
         for entry in set_aside:
             heapq.heappush(self._waiting, entry)
 
-    def _admit(self, seq: Sequence, budget: int, plan: StepPlan) -> int:
-        """Give ``seq`` a row and its first blocks; returns the tokens it computes this step, 0 when it does not fit
-        yet.
-        """
+    def _admit(self, seq: Sequence, budget: Budget, plan: StepPlan) -> bool:
+        """Give ``seq`` a row, its first blocks and tokens of the budget; False when it does not fit yet."""
         if not self._take_first_blocks(seq):
-            return 0
-        num_new = min(budget, seq.num_remaining_tokens)
+            return False
+        num_new = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
         growth = Growth()  # only its copies matter: the new row's table is sent whole
         granted = self.blocks.extend(seq, seq.num_computed_tokens + num_new, growth)
         assert granted, "an admitted sequence has been promised its blocks"
         seq.row = heapq.heappop(self._free_rows)
         seq.status = Status.RUNNING
         insort(self._running, seq, key=_service_order)
+        insort(self._behind, seq, key=_service_order)
         plan.take_row(seq, growth.copies)
         self._plan(seq, num_new, plan)
-        return num_new
+        return True
 
     def _take_first_blocks(self, seq: Sequence) -> bool:
         """Share the parent's prompt or what the prefix cache has; False when the rest would not fit."""
@@ -241,7 +292,9 @@ class Scheduler:
         return True
 
     def _plan(self, seq: Sequence, num_new: int, plan: StepPlan) -> None:
-        plan.add(seq, num_new)
+        if plan.add(seq, num_new):
+            self._behind.remove(seq)
+            self._decodes.join(seq)
         # What this step computes may be shared from now on, even within the step: each layer writes all of its KV
         # before it reads.
         self.blocks.commit(seq)
@@ -329,9 +382,9 @@ class Scheduler:
     def _release(self, seq: Sequence, forget: bool = False) -> None:
         """Rows and blocks go back at once: a step in flight still touches them, but every later step runs after it."""
         if seq.status is Status.RUNNING:
+            self._stop_running(seq)
             if not forget:
                 self.blocks.commit(seq)  # the next turn of a conversation begins with this one's tokens
-            self._running.remove(seq)
             self._give_up_device(seq, forget)
         else:
             self._num_stale += 1
@@ -344,18 +397,25 @@ class Scheduler:
         self.dequeued += QueueLoad(1, seq.num_prompt_tokens)
 
     def _preempt(self, seq: Sequence) -> None:
-        self._running.remove(seq)
+        self._stop_running(seq)
+        self.blocks.commit(seq)  # what it has computed is likely to be found again when it resumes
         self._give_up_device(seq)
         seq.status = Status.WAITING
         seq.num_preemptions += 1
         self._num_preemptions += 1
         heapq.heappush(self._waiting, (seq.sort_key, seq))
 
+    def _stop_running(self, seq: Sequence) -> None:
+        self._running.remove(seq)
+        if seq.decoding:
+            self._decodes.leave(seq)
+        else:
+            self._behind.remove(seq)
+
     def _give_up_device(self, seq: Sequence, forget: bool = False) -> None:
         self.blocks.free(seq, forget)
         heapq.heappush(self._free_rows, seq.row)
         seq.row = -1
-        seq.row_has_last_token = False
 
     def _output_budget(self, num_prompt: int, max_tokens: int | None) -> int:
         limit = self.limits.max_model_len
@@ -390,6 +450,8 @@ class Scheduler:
             step_tokens=step_tokens,
             num_queued=self.queued.num_seqs,
             num_queued_tokens=self.queued.num_tokens,
+            num_swapped_out=self.blocks.tier.num_swapped_out,
+            num_swapped_in=self.blocks.tier.num_swapped_in,
         )
 
     def check_integrity(self) -> None:
@@ -397,7 +459,8 @@ class Scheduler:
         self.blocks.check_integrity(self._running)
         rows = sorted([*self._free_rows, *(seq.row for seq in self._running)])
         assert rows == list(range(self.limits.max_num_seqs)), "a device row is lost or held twice"
-        assert self._running == sorted(self._running, key=_service_order)
+        assert self._running == sorted([*self._decodes, *self._behind], key=_service_order)
+        self._decodes.check_integrity()
         live = {id(seq) for group in self._groups.values() for seq in group}
         waiting = {id(seq) for _, seq in self._waiting if seq.status is Status.WAITING}
         fresh = [seq for _, seq in self._waiting if seq.status is Status.WAITING and not seq.num_preemptions]

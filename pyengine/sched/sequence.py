@@ -39,6 +39,7 @@ class Sequence:
         "block_keys",
         "block_table",
         "cache_salt",
+        "decoding",
         "grammar",
         "index",
         "max_tokens",
@@ -51,7 +52,6 @@ class Sequence:
         "parent",
         "request",
         "row",
-        "row_has_last_token",
         "status",
         "stop_token_ids",
         "token_ids",
@@ -73,7 +73,7 @@ class Sequence:
         self.grammar: Grammar | None = None
         self.status = Status.WAITING
         self.row = -1  # device row while running
-        self.row_has_last_token = False  # whether that row holds the last sampled token
+        self.decoding = False  # one token behind, its row holds that token; see sched.decodes for the next two fields
         self.num_computed_tokens = 0  # tokens whose KV is computed or scheduled
         self.num_inflight = 0  # sampled tokens not yet seen by the host
         self.num_preemptions = 0

@@ -19,6 +19,14 @@ def int32(values: object = ()) -> np.ndarray:
     return np.asarray(values, dtype=np.int32)
 
 
+def pairs(values: list[tuple[int, int]]) -> np.ndarray:
+    """int32 [N, 2]; the same empty array whenever there are none."""
+    return int32(values) if values else NO_PAIRS
+
+
+NO_PAIRS = int32().reshape(0, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A sequence takes a device row: what the row must know before the first token is computed.
@@ -55,7 +63,9 @@ class StepInput:
         prompt_ids: int32 [sum of new tokens of sequences with offset >= 0].
         samples: bool [S] whether the sequence's logits are wanted (its tokens are complete after this step).
         block_entries: int32 [N, 3] (row, index, block id) appended to the block tables before the pass.
-        copies: int32 [C, 2] (src block, dst block) copied before the pass.
+        swaps_out: int32 [N, 2] (device block, host block), copied first of all.
+        swaps_in: int32 [N, 2] (host block, device block), copied after those.
+        copies: int32 [C, 2] (src block, dst block) copied after the swaps and before the pass.
         new_rows: rows that changed owner since the last step.
     """
 
@@ -69,6 +79,8 @@ class StepInput:
     block_entries: np.ndarray
     copies: np.ndarray
     new_rows: tuple[NewRow, ...] = field(default=())
+    swaps_out: np.ndarray = field(default_factory=lambda: NO_PAIRS)
+    swaps_in: np.ndarray = field(default_factory=lambda: NO_PAIRS)
 
     @property
     def num_tokens(self) -> int:

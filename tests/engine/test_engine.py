@@ -68,6 +68,8 @@ def test_stop_tokens_end_a_sequence(make_engine):
         ({"max_model_len": 4096}, "2048 positions"),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "--max-num-batched-tokens"),
         ({"kv_cache_memory": "900GiB"}, "does not fit"),
+        ({"cpu_cache_gb": 1e6}, "--cpu-cache-gb 1e.06 does not fit"),
+        ({"cpu_cache_gb": 1, "prefix_caching": False}, "--no-prefix-caching"),
         ({"dtype": "float16", "device": "cpu"}, "float16"),
     ],
 )

@@ -60,10 +60,23 @@ def test_the_model_is_a_hard_case(alone):
         {"prefix_caching": True},
         {"max_num_batched_tokens": 37, "max_num_seqs": 32},
         {"max_num_batched_tokens": 64, "max_num_seqs": 5},
+        {"itl_target_ms": 1.0},
         {"block_size": 32},
         {"kv_cache_memory": "700KiB", "max_model_len": 600},
+        {"kv_cache_memory": "700KiB", "max_model_len": 600, "cpu_cache_gb": 0.01},
+        {"kv_cache_memory": "700KiB", "max_model_len": 600, "cpu_cache_gb": 0.0002},
     ],
-    ids=["crowd", "cached", "chunks-of-37", "five-rows", "blocks-of-32", "preempted"],
+    ids=[
+        "crowd",
+        "cached",
+        "chunks-of-37",
+        "five-rows",
+        "cut-by-time",
+        "blocks-of-32",
+        "preempted",
+        "swapped",
+        "swapped-little",
+    ],
 )
 def test_tokens_do_not_depend_on(options, alone, make_engine):
     engine = make_engine(**options)
@@ -71,21 +84,32 @@ def test_tokens_do_not_depend_on(options, alone, make_engine):
     assert generate(engine, jobs) == alone
     if "kv_cache_memory" in options:
         assert engine.stats().num_preemptions > 0, "nothing was preempted: the case tests nothing"
-    if options.get("prefix_caching"):
+    if options.get("prefix_caching") or "cpu_cache_gb" in options:
         assert generate(engine, {f"again-{name}": job for name, job in jobs.items()}) == {
             (f"again-{name}", i): t for (name, i), t in alone.items()
         }
-        assert engine.stats().prefix_cache_hits > 0
+        stats = engine.stats()
+        assert stats.prefix_cache_hits > 0
+        assert bool(stats.num_swapped_in) == (options.get("cpu_cache_gb", 0) > 0.001)
+        assert bool(stats.num_swapped_out) == ("cpu_cache_gb" in options)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"kv_cache_memory": "700KiB", "max_model_len": 600}], ids=["roomy", "preempted"]
+    "options",
+    [
+        {},
+        {"kv_cache_memory": "700KiB", "max_model_len": 600},
+        {"kv_cache_memory": "700KiB", "max_model_len": 600, "cpu_cache_gb": 0.01},
+    ],
+    ids=["roomy", "preempted", "swapped"],
 )
 def test_tokens_do_not_depend_on_when_the_host_waits(options, alone, make_engine):
     """The other order than the device's own: overlapped on a CPU, one step after the other on a GPU."""
     engine = make_engine(**options)
     engine._overlap = not engine._overlap
     assert generate(engine, _jobs()) == alone
+    assert generate(engine, _jobs()) == alone, "the second time, much is found in the cache"
+    assert bool(engine.stats().num_swapped_in) == ("cpu_cache_gb" in options)
 
 
 def test_tokens_do_not_depend_on_the_order_of_arrival(alone, make_engine):

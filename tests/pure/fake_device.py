@@ -19,6 +19,7 @@ class FakeDevice:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}
+        self.host_slots: dict[tuple[int, int], tuple[int, int]] = {}
         self.tables: dict[tuple[int, int], int] = {}
         self.last_tokens: dict[int, int] = {}
         self.nan_prefixes: set[tuple[int, ...]] = set()
@@ -28,12 +29,22 @@ class FakeDevice:
         assert len(entries) == len(set(entries)), "two writes to one table entry in one step"
         for row, index, block in step.block_entries.tolist():
             self.tables[row, index] = block
+        self._swap(step.swaps_out.tolist(), self.slots, self.host_slots)
+        self._swap(step.swaps_in.tolist(), self.host_slots, self.slots)
         self._copy(step.copies.tolist())
         self._write(step)
         tokens = [self._attend(step, i) for i in range(len(step.rows)) if step.samples[i]]
         for row, token in zip(step.rows[step.samples].tolist(), tokens, strict=True):
             self.last_tokens[row] = token
         return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32))
+
+    def _swap(self, pairs: list[list[int]], source: dict, target: dict) -> None:
+        """In any order: the copies of one direction are independent. Only whole blocks are worth one."""
+        destinations = [dst for _, dst in pairs]
+        assert len(destinations) == len(set(destinations)), "two copies into one block"
+        for src, dst in reversed(pairs):
+            for offset in range(self.block_size):
+                target[dst, offset] = source[src, offset]
 
     def _copy(self, copies: list[list[int]]) -> None:
         sources, destinations = {src for src, _ in copies}, [dst for _, dst in copies]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager
+from pyengine.kv.host_tier import HostTier
 from pyengine.protocol import FinishReason, Request
 from pyengine.sampling_params import SamplingParams
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
@@ -32,9 +33,11 @@ class Loop:
         depth=1,
         prefix_caching=True,
         max_model_len=None,
+        num_host_blocks=0,
+        is_worth=lambda num_blocks, num_before: True,
     ):
         self.device = FakeDevice(block_size)
-        self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
+        self.blocks = BlockManager(num_blocks, block_size, prefix_caching, HostTier(num_host_blocks, is_worth))
         limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
@@ -97,9 +100,18 @@ requests = st.lists(
     budget=st.integers(8, 64),
     depth=st.integers(1, 2),
     caching=st.booleans(),
+    num_host_blocks=st.sampled_from([0, 1, 3, 10, 100]),
+    worth=st.integers(0, 3),
 )
-def test_tokens_never_depend_on_the_company(spec, num_blocks, budget, depth, caching):
-    loop = Loop(num_blocks=num_blocks, budget=budget, depth=depth, prefix_caching=caching)
+def test_tokens_never_depend_on_the_company(spec, num_blocks, budget, depth, caching, num_host_blocks, worth):
+    loop = Loop(
+        num_blocks=num_blocks,
+        budget=budget,
+        depth=depth,
+        prefix_caching=caching,
+        num_host_blocks=num_host_blocks,
+        is_worth=lambda num, before: num > worth,
+    )
     expected, arrivals = {}, defaultdict(list)
     for i, (family, length, max_tokens, n, priority, arrival) in enumerate(spec):
         prompt = [(family * 7 + j // 6) % 50 for j in range(length)]
@@ -169,6 +181,29 @@ def test_siblings_share_the_prompt_and_copy_on_write():
     assert loop.steps[0].num_new_tokens.tolist() == [10]
     assert sum(step.num_tokens for step in loop.steps) == 10 + 2 + 3 * 5
     assert sum(len(step.copies) for step in loop.steps) == 2
+
+
+@pytest.mark.parametrize("num_stops", [1, 7, 8, 30])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_any_number_of_stop_tokens_ends_a_sequence(num_stops, depth):
+    loop = Loop(num_blocks=64, depth=depth)
+    stops = tuple(range(50 - num_stops, 50))
+    for i in range(4):
+        params = SamplingParams(max_tokens=30, seed=1, stop_token_ids=stops)
+        loop.scheduler.add(Request(f"r{i}", [i, i + 1], params))
+    loop.run()
+    expected = {(f"r{i}", 0): loop.device.continuation([i, i + 1], 30, frozenset(stops)) for i in range(4)}
+    assert dict(loop.tokens) == expected
+
+
+def test_quiet_steps_send_only_the_decodes():
+    """In the steady state nothing but the decodes' arrays is in a step, and every 4th one has new blocks."""
+    loop = Loop(num_blocks=64)
+    for i in range(4):
+        loop.scheduler.add(request(f"r{i}", [i, 1, 2], 20))
+    loop.run()
+    assert [len(step.block_entries) for step in loop.steps[:10]] == [4, 0, 4, 0, 0, 0, 4, 0, 0, 0]
+    assert all(len(step.prompt_ids) == 0 and (step.prompt_offsets == -1).all() for step in loop.steps[1:])
 
 
 def test_a_sequence_with_infinite_logits_fails_alone_and_leaves_the_cache():

@@ -1,0 +1,136 @@
+"""What a step costs, learnt from the steps that ran: seconds as a sum of what the step does.
+
+    seconds = w0 + w1 * decodes + w2 * prompt tokens + w3 * context tokens + w4 * (prompt token, earlier token) pairs
+              + w5 * (tokens beyond 64) + w6 * (tokens beyond 256)
+
+No weight is negative. The last two bend the line: few tokens cost the time in which the weights are read, whatever
+their number, many cost arithmetic, and where the one turns into the other depends on the device. The weights come from
+least squares with forgetting; errors count relative to the step's time, so that short steps are fitted as well as long
+ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyengine.sched.step import StepInput
+
+BENDS = (64, 256)
+# Features are divided by these, a typical large value of each, so that all weights are of the size of a step's time.
+SCALES = (1.0, 128.0, 1024.0, 65536.0, 4e6, 1024.0, 1024.0)
+FORGETTING = 0.98  # an observation counts half after 34 others
+NOISE = 0.05  # of a step's time
+ODD = 3.0  # times longer than expected: a graph was captured, the machine was busy; believed when it repeats
+NUM_ODD = 3
+NUM_SETTLED = 8  # observations before anything is found odd
+DRAW = 1.0
+MAX_ERROR = 0.3  # more is a change rather than scatter
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """The numbers that a step's time is made of, but for the constant.
+
+    Attributes:
+        num_pairs: for each prompt token of the step the tokens before it, added up: the attention's work.
+        num_context: tokens of all sequences in the cache, those of this step included: what the attention reads.
+    """
+
+    num_decodes: int
+    num_context: int
+    num_prompt_tokens: int = 0
+    num_pairs: float = 0.0
+
+    @classmethod
+    def of(cls, step: StepInput) -> StepWork:
+        new, computed = step.num_new_tokens, step.num_computed_tokens
+        num_context = int(computed.sum() + new.sum())
+        if not len(step.prompt_ids):
+            return cls(len(new), num_context)
+        prompts = step.prompt_offsets >= 0
+        n, before = new[prompts].astype(float), computed[prompts]
+        return cls(len(new) - len(n), num_context, int(n.sum()), float((n * (before + n / 2)).sum()))
+
+    def with_prompt(self, num_new: int, num_before: int) -> StepWork:
+        """With ``num_new`` tokens of a prompt of which ``num_before`` are computed."""
+        return StepWork(
+            self.num_decodes,
+            self.num_context + num_before + num_new,
+            self.num_prompt_tokens + num_new,
+            self.num_pairs + num_new * (num_before + num_new / 2),
+        )
+
+    def features(self) -> list[float]:
+        num_tokens = self.num_decodes + self.num_prompt_tokens
+        values = (1.0, self.num_decodes, self.num_prompt_tokens, self.num_context, self.num_pairs)
+        bends = (max(num_tokens - bend, 0) for bend in BENDS)
+        return [value / scale for value, scale in zip((*values, *bends), SCALES, strict=True)]
+
+
+class CostModel:
+    """Learns by ``observe``; ``seconds`` says what it believes. Knows nothing at first.
+
+    Kept are the normal equations, which stay well-behaved however long they fade; the solution is drawn to the last
+    one, so that what is not observed for long is remembered. Nothing costs less than no time.
+    """
+
+    def __init__(self) -> None:
+        self.num_observed = 0
+        self._weights = [0.0] * len(SCALES)
+        self._matrix = np.zeros((len(SCALES), len(SCALES)))
+        self._vector = np.zeros(len(SCALES))
+        self._draw = 0.0  # toward the last solution: weak beside a single observation
+        self._num_odd = 0
+        self._variance = 0.0  # of the relative error
+
+    @property
+    def scatter(self) -> float:
+        """Standard deviation of a step's time, relative to what was expected."""
+        return math.sqrt(self._variance)
+
+    def seconds(self, work: StepWork) -> float:
+        return sum(weight * value for weight, value in zip(self._weights, work.features(), strict=True))
+
+    def observe(self, work: StepWork, seconds: float) -> None:
+        expected = self.seconds(work)
+        if self._is_odd(expected, seconds):
+            return
+        if self.num_observed >= NUM_SETTLED:
+            self._variance += (1 - FORGETTING) * (min(abs(seconds / expected - 1), MAX_ERROR) ** 2 - self._variance)
+        features = np.asarray(work.features())
+        if not self.num_observed:
+            self._draw = DRAW / seconds**2
+        self.num_observed += 1
+        weight = (NOISE * seconds) ** -2
+        self._matrix = FORGETTING * self._matrix + weight * np.outer(features, features)
+        self._vector = FORGETTING * self._vector + weight * seconds * features
+        vector = self._vector + self._draw * np.asarray(self._weights)
+        self._weights = _solve_nonnegative(self._matrix + self._draw * np.eye(len(SCALES)), vector).tolist()
+
+    def _is_odd(self, expected: float, seconds: float) -> bool:
+        """A step far beyond expectation teaches nothing, unless the next ones are like it: then all is learnt anew."""
+        if seconds < ODD * expected or self.num_observed < NUM_SETTLED:
+            self._num_odd = 0
+            return False
+        self._num_odd += 1
+        if self._num_odd < NUM_ODD:
+            return True
+        self._num_odd = 0
+        self._matrix, self._vector = self._matrix * 0, self._vector * 0
+        return False
+
+
+def _solve_nonnegative(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """The solution of matrix @ x = vector with those unknowns left out that would be negative."""
+    free = np.ones(len(vector), bool)
+    solution = np.zeros(len(vector))
+    while free.any():
+        solution[:] = 0
+        solution[free] = np.linalg.solve(matrix[np.ix_(free, free)], vector[free])
+        if (solution >= 0).all():
+            break
+        free &= solution > 0
+    return solution
