@@ -1,4 +1,4 @@
-"""``python -m bench.invariance.families``: counts the bits in which mma.sync, wgmma and our ``linear`` (cuBLASLt) differ.
+"""``python -m bench.invariance.families``: counts where mma.sync, wgmma and our ``linear`` differ in bits.
 
 First the two instructions and cuBLASLt on the same product, k ascending; then every row of ``linear`` at many numbers
 of rows against the same row in the largest product. Needs nvcc and a Hopper GPU.
@@ -77,7 +77,7 @@ def main() -> int:
             rows = (ops.linear(x[:m], packed) != whole[:m]).any(dim=1)
             if rows.any():
                 wrong[m] = int(rows.sum())
-        print(f"{name}: rows that differ from those of {ROWS[-1]} rows, by number of rows: {wrong or 'none'}", flush=True)
+        print(f"{name}: rows that differ from those of {ROWS[-1]}, by number of rows: {wrong or 'none'}", flush=True)
     return 0
 
 

@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--save", action="store_true", help="append to bench/results")
     args = parser.parse_args(argv)
     options = {name: value for name, value in vars(args).items() if name not in ("workloads", "repeats", "save")}
-    engine = Engine.start(EngineConfig(**options))
+    engine = Engine.start(EngineConfig(**options, itl_target_ms=0))
     facts = engine.facts
     probed = machine.probe(facts.device.torch_device)
     print(f"{facts.device.name} | {facts.dtype} | {probed} | start {sum(facts.startup_s.values()):.1f} s", flush=True)

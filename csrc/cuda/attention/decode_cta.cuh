@@ -9,8 +9,9 @@
 //
 // The ring runs on over the borders of items: while one is computed on, the next is already being read.
 //
-// The same bits as a warp alone makes (decode.cuh): a score does not know its neighbours; maxima are exact in any order;
-// sums are taken slab by slab; and each column of the accumulator goes through the same chain of rescalings and products.
+// The same bits as a warp alone makes (decode.cuh): a score does not know its neighbours; maxima are exact in any
+// order; sums are taken slab by slab; and each column of the accumulator goes through the same chain of rescalings and
+// products.
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/kv_stream.cuh"
@@ -24,9 +25,10 @@ struct StageNotes {
   float sums[kStageSlabs][kWarpRows][4];  // by the lanes that hold them
 };
 
-// The CTA's way through the items: takes tickets, keeps the jobs of items that are read or computed on, and reads ahead.
-// All threads call everything. A stage is requested in two parts, so that its copies are issued between other work, then
-// fetch_ticket; barriers lie between request_keys and fetch_ticket, and between fetch_ticket and the next request_keys.
+// The CTA's way through the items: takes tickets, keeps the jobs of items that are read or computed on, and reads
+// ahead. All threads call everything. A stage is requested in two parts, so that its copies are issued between other
+// work, then fetch_ticket; barriers lie between request_keys and fetch_ticket, and between fetch_ticket and the next
+// request_keys.
 template <typename T, int kDim>
 class DecodeItems {
  public:
@@ -180,8 +182,8 @@ __device__ __forceinline__ void absorb_tile(const Job& job, int token, int tile,
   }
 }
 
-// A stage: tiles [tile, tile + kStageTiles), of which the job has those of its own range. A chunk ends only with a stage
-// or with the item, so its maxima may run ahead of its sums.
+// A stage: tiles [tile, tile + kStageTiles), of which the job has those of its own range. A chunk ends only with a
+// stage or with the item, so its maxima may run ahead of its sums.
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void run_stage(const RunArgs& args, const Job& job, int tile, DecodeItems<T, kDim>& items,
                                           const uint32_t (&q)[kDim / 16][4], StageNotes& notes,

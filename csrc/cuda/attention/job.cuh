@@ -85,8 +85,7 @@ __device__ __forceinline__ int lane_row(int i) { return lane_id() / 4 + 8 * i; }
 __device__ __forceinline__ bool has_row(const Job& job, int i) { return lane_row(i) < job.num_rows; }
 
 template <int kHalves, int kCols>
-__device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job, int token,
-                                            float (&scores)[kCols][4]) {
+__device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job, int token, float (&scores)[kCols][4]) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     const KeyRange keys = keys_of_row(job.first_position, job.first_row + lane_row(i), args);
@@ -121,8 +120,8 @@ __device__ __forceinline__ void load_queries(const RunArgs& args, const Job& job
 
 // Columns [column, column + kCols) of the warp's rows.
 template <typename T, int kCols, int kHalves>
-__device__ __forceinline__ void store_output(const RunArgs& args, const Job& job,
-                                             const RowState<kCols, kHalves>& state, int column = 0) {
+__device__ __forceinline__ void store_output(const RunArgs& args, const Job& job, const RowState<kCols, kHalves>& state,
+                                             int column = 0) {
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     if (!has_row(job, i)) continue;

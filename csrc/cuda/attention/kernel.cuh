@@ -4,10 +4,11 @@
 // grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
 // traffic and floors: decode.cuh (HBM-bound), prefill.cuh and prefill_wgmma.cuh (bound by the tensor cores)
 //
-// Each CTA takes prefill items (128 rows) until none is left, then decode items (16 rows; each of its warps by itself
-// where shared memory is small), then its warps take rows to merge. All by ticket, in the plan's order: prefill and decode of a mixed step share the GPU without a second
-// launch, and the empty part of a step costs one look at the header. The last CTA to leave resets the tickets, so that
-// the next layer finds the plan as it was: one plan serves one stream at a time.
+// Each CTA takes prefill items (128 rows) until none is left, then decode items (16 rows): one after the other with all
+// its warps, or each warp by itself, as the plan has decided. Then its warps take rows to merge. All by ticket, in the
+// plan's order: prefill and decode of a mixed step share the GPU without a second launch, and the empty part of a step
+// costs one look at the header. The last CTA to leave resets the tickets, so that the next layer finds the plan as it
+// was: one plan serves one stream at a time.
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
@@ -139,8 +140,7 @@ template <int kDim>
 void launch_attention(const RunArgs& args, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
     launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.by_cta),
-           stream,
-           "paged_attention", args);
+           stream, "paged_attention", args);
   };
   dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);
 }

@@ -22,7 +22,8 @@ struct HeadDim {
 };
 template <int kDim>
 constexpr HeadDim head_dim() {
-  return {kDim, kDeepSlots<kDim>, smem_bytes<kDim>(kDeepSlots<kDim>, false), kDecodesByCta<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, true) : 0, launch_attention<kDim>};
+  return {kDim, kDeepSlots<kDim>, smem_bytes<kDim>(kDeepSlots<kDim>, false),
+          kDecodesByCta<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, true) : 0, launch_attention<kDim>};
 }
 constexpr HeadDim kHeadDims[] = {head_dim<64>(), head_dim<80>(), head_dim<96>(), head_dim<128>(), head_dim<256>()};
 
@@ -111,7 +112,8 @@ Geometry device_geometry(const PagedAttentionParams& p) {
 #else
   constexpr bool kAllResident = true;
 #endif
-  const bool by_cta = head_dim.by_cta_smem_bytes != 0 && static_cast<size_t>(d.smem_bytes) >= head_dim.by_cta_smem_bytes;
+  const bool by_cta =
+      head_dim.by_cta_smem_bytes != 0 && static_cast<size_t>(d.smem_bytes) >= head_dim.by_cta_smem_bytes;
   return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, by_cta};
 }
 

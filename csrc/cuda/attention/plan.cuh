@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   for (int i = tid; i < shared.num_splits * args.num_kv_heads; i += kPlanThreads) args.plan.arrivals[i] = 0;
   if (tid == 0) {
     *args.plan.header =
-        Header{shared.num_items[1], shared.num_items[0], shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0,
+        Header{shared.num_items[1],  shared.num_items[0], shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0,
                limits.decodes_by_cta};
   }
 }

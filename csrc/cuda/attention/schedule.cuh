@@ -7,9 +7,9 @@
 // longest first, and the workers of a constant grid take them by ticket, so one 64k sequence among short ones is spread
 // over the GPU. What the plan decides never changes a bit of the result: it only says where a chunk is computed.
 //
-// Why plan_bounds holds. Let T be all work in (chunks x kv heads), W <= 8 x CTAs, B >= T / W the longest piece. A tile of
-// n chunks is cut only if n > B, so per kv head fewer than T / heads / B <= W / heads tiles are cut, and cutting adds at
-// most as many pieces.
+// Why plan_bounds holds. Let T be all work in (chunks x kv heads), W <= 8 x CTAs, B >= T / W the longest piece. A tile
+// of n chunks is cut only if n > B, so per kv head fewer than T / heads / B <= W / heads tiles are cut, and cutting
+// adds at most as many pieces.
 #pragma once
 #include "cuda/attention/args.h"
 #include "cuda/common/device.cuh"
@@ -54,9 +54,9 @@ __host__ __device__ inline int at_least_one(int64_t amount, int64_t parts) {
   const int64_t up = (amount + parts - 1) / parts;
   return static_cast<int>(up > 1 ? up : 1);
 }
-// Whether CTAs decode. A lone warp takes 20 us for a chunk, a CTA 5: what counts where there is hardly a chunk per CTA, and
-// where one sequence is so long that its pieces and their partial results would be many. Else eight warps with a piece
-// each keep the memory busier than one piece with eight warps (docs/performance.md).
+// Whether CTAs decode. A lone warp takes 20 us for a chunk, a CTA 5: what counts where there is hardly a chunk per CTA,
+// and where one sequence is so long that its pieces and their partial results would be many. Else eight warps with a
+// piece each keep the memory busier than one piece with eight warps (docs/performance.md).
 __host__ __device__ inline bool should_decode_by_cta(int64_t work, int64_t longest, int64_t num_ctas) {
   const int64_t warps = num_ctas * kWarps;
   return work <= num_ctas || (work >= 2 * warps && longest * warps >= kLongTile * work);
@@ -68,8 +68,7 @@ __host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t 
   const int64_t warp_work = warp_chunks * num_kv_heads, work = cta_chunks * num_kv_heads + warp_work, ctas = num_ctas;
   const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas);
   return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
-          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
-                         : at_least_one(warp_work, ctas * kWarps),
+          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta) : at_least_one(warp_work, ctas * kWarps),
           decodes_by_cta};
 }
 

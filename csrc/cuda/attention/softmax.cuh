@@ -73,7 +73,8 @@ __device__ __forceinline__ void multiply_keys(const unsigned char* keys, const u
   }
 }
 
-// acc += weights of one slab x kCols columns of v, from `values` on. The weights of a half that is not computed are zero.
+// acc += weights of one slab x kCols columns of v, from `values` on. The weights of a half that is not computed are
+// zero.
 template <typename T, int kDim, int kCols = kDim>
 __device__ __forceinline__ void multiply_values(const unsigned char* values, const uint32_t (&weights)[4],
                                                 float (&acc)[kCols / 8][4]) {

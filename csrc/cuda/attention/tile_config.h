@@ -65,8 +65,8 @@ constexpr int ring_bytes(int num_slots) {
 }
 
 // A CTA that decodes: a ring of stages, K and V of 128 keys; a warp for each of the stage's slabs, and for each 16
-// columns of the accumulator. At D = 128 three stages, two of them, 136 KiB, in flight per SM: four times what 3.35 TB/s
-// times 1.2 us asks for, so the ring also spans the change from one item to the next.
+// columns of the accumulator. At D = 128 three stages, two of them, 136 KiB, in flight per SM: four times what 3.35
+// TB/s times 1.2 us asks for, so the ring also spans the change from one item to the next.
 constexpr int kStageSlabs = kWarps;
 constexpr int kStageTiles = kStageSlabs / kTileSlabs;
 template <int kDim>
@@ -96,9 +96,9 @@ constexpr int smem_bytes(int num_slots, bool by_cta) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A warp's piece is at most the average load of a warp: of mixed lengths the longest would keep the others waiting at the
-// end. Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together; they do
-// (also) where the longest tile is kLongTile times the average load of a warp.
+// A warp's piece is at most the average load of a warp: of mixed lengths the longest would keep the others waiting at
+// the end. Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together;
+// they do (also) where the longest tile is kLongTile times the average load of a warp.
 constexpr int kDecodePiecesPerCta = 4, kLongTile = 16;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;

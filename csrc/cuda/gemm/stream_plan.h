@@ -94,8 +94,8 @@ constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
 }
 constexpr double floor_ns(const Shape& s) { return static_cast<double>(2 * s.n * s.k) / kMemoryRate; }
 
-// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): few rows, and features enough that every SM
-// has a wide tile. Elsewhere x, which every block reads whole, costs more than the wider reads of weights bring.
+// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): few rows, and features enough that every
+// SM has a wide tile. Elsewhere x, which every block reads whole, costs more than the wider reads of weights bring.
 constexpr bool worthwhile(const Shape& s) { return s.m <= 32 && s.n >= 6144; }
 
 // The ring that is just deep enough, so that the next kernel's may stand beside it.
