@@ -40,6 +40,8 @@ for part in $parts; do
       step "llama31-8b over HTTP"
       check python3 -m bench.serving http --start-server "--model bench/shapes/llama31-8b --load-format dummy" --save \
         --repeats 3 rate:25:3000 burst:512 spike
+      step "start to first token"
+      check python3 -m bench.startup --save --model bench/shapes/llama31-8b --load-format dummy
       ;;
     *)
       echo "unknown part $part; have tests, kernels, workloads, http" >&2

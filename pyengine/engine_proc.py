@@ -23,6 +23,7 @@ from pyengine.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
 from pyengine.errors import PyengineError, RequestError
+from pyengine.process_age import process_age_s
 from pyengine.protocol import (
     Abort,
     AbortSequence,
@@ -243,6 +244,7 @@ def main(argv: list[str]) -> int:
         print("usage: python -m pyengine.engine_proc ipc:///path/of/socket < config.json", file=sys.stderr)
         return 2
     _die_with_parent()
+    imported_s = process_age_s()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # a terminal's Ctrl-C reaches the whole group; the server decides when to stop
@@ -252,6 +254,8 @@ def main(argv: list[str]) -> int:
     try:
         engine = Engine.start(config, _progress_reporter(link))
         loop = EngineLoop(engine, link, QueueLimits(config.max_queued_requests, config.max_queued_tokens))
+        startup_s = {"import": imported_s, **loop.ready.startup_s}
+        loop.ready = msgspec.structs.replace(loop.ready, startup_s=startup_s)
         link.broadcast(loop.ready)
         signal.signal(signal.SIGTERM, lambda *_: setattr(loop, "stopping", True))
         loop.run()

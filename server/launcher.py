@@ -19,6 +19,7 @@ from gevent.event import Event
 from pyengine.config import EngineConfig
 from pyengine.errors import ConfigError, PyengineError
 from pyengine.models.resolve import resolve_model
+from pyengine.process_age import process_age_s
 from pyengine.protocol import Progress, Ready
 from server import console
 from server.app import create_app
@@ -84,6 +85,7 @@ class Launcher:
     # ------------------------------------------------------------------ the engine
 
     def _supervise(self, process: EngineProcess) -> None:
+        self._state.imported_s = process_age_s()
         while True:
             process.start()
             self._client.connect(process.address)
@@ -144,6 +146,8 @@ class Launcher:
                     self._config, self._engine_config.model, text, ready, self._client, self._port
                 )
                 self._client.on_step = self._service.metrics.update_engine
+                startup_s = {"server": self._state.imported_s, **ready.startup_s, "ready": process_age_s()}
+                self._service.metrics.set_startup(startup_s)
                 console.print_summary(ready, self._config, self._service, self._state.started_s)
         except PyengineError as error:
             self._fail(str(error), error.exit_code)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pyengine.admission import REASON_REQUESTS, REASON_TOKENS
@@ -142,6 +142,12 @@ class Metrics:
         )
         for reason in (REASON_REQUESTS, REASON_TOKENS):
             self._rejections.labels(**self._labels, reason=reason)  # a counter that is there before it counts
+        self._startup = Gauge(
+            "pyengine:startup_seconds",
+            "start of the first engine: server (until the engine is started), the engine's phases, ready (all of it)",
+            ["model_name", "phase"],
+            registry=self.registry,
+        )
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "arrival to first token", TTFT_BUCKETS_S)
         self._itl = self._histogram(
             "vllm:inter_token_latency_seconds", "between two tokens of a sequence", TOKEN_BUCKETS_S
@@ -154,6 +160,10 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple | list) -> Histogram:
         histogram = Histogram(name, text, ["model_name"], buckets=buckets, registry=self.registry)
         return histogram.labels(**self._labels)
+
+    def set_startup(self, seconds: dict[str, float]) -> None:
+        for phase, duration_s in seconds.items():
+            self._startup.labels(**self._labels, phase=phase).set(duration_s)
 
     def update_engine(self, stats: Stats) -> None:
         self._engine.update(stats)

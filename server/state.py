@@ -19,6 +19,7 @@ class ServerState:
 
     def __init__(self) -> None:
         self.started_s = time.monotonic()
+        self.imported_s = 0.0  # from the start of the process to that of its engine
         self.ready: Ready | None = None  # set while an engine serves
         self.draining = False
         self.progress = Progress("starting the engine")

@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ import numpy as np
 from bench.serving import records
 from bench.serving.clients import run_calls
 from bench.serving.server_process import ROOT, ServerProcess, get
-from bench.serving.sse_client import Call, Outcome, request_bytes
+from bench.serving.sse_client import Call, Client, Outcome, request_bytes
 from bench.serving.workloads import Item, make_online_workload
 
 SAMPLED = {"temperature": 0.8, "top_p": 0.95, "top_k": 50}
@@ -47,6 +48,11 @@ class Target:
     def run(self, items: list[Item], num_processes: int) -> list[Outcome]:
         calls = [self._call(i, item) for i, item in enumerate(items)]
         return run_calls(self._parts.hostname, self._parts.port or 80, calls, num_processes)
+
+    def run_here(self, item: Item) -> Outcome:
+        """One request from this process, at once; times count from now."""
+        client = Client(self._parts.hostname, self._parts.port or 80)
+        return client.run([self._call(0, item)], time.monotonic())[0]
 
     def _call(self, index: int, item: Item) -> Call:
         body = {
