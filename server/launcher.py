@@ -39,7 +39,7 @@ END_OF_STREAMS_S = 2.0  # for the last error events to be written
 class Launcher:
     """Runs one server in the calling thread until it is told to stop."""
 
-    def __init__(self, config: ServerConfig, engine_config: EngineConfig):
+    def __init__(self, config: ServerConfig, engine_config: EngineConfig, process: EngineProcess | None = None):
         self._config = config
         self._engine_config = engine_config
         self._state = ServerState()
@@ -50,7 +50,7 @@ class Launcher:
         self._deaths_in_a_row = 0
         self._ready_s = 0.0  # when the current engine became ready
         self._bar = console.ProgressBar()
-        self._process = EngineProcess()
+        self._process = process or EngineProcess()
         self._resolved: EngineConfig | None = None  # with the model's local path
         self._text: Computation | None = None  # the model's text side, loading on a thread while the engine starts
         self._client = EngineClient(self._on_ready, self._on_progress)

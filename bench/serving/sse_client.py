@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 RECV_BYTES = 1 << 18
-_NO_TEXT = re.compile(rb'"text": ?""').search
+_NO_TEXT = re.compile(rb'"(?:text|content)": ?""|"delta": ?\{\}').search
 _NOT_FINISHED = re.compile(rb'"finish_reason": ?null').search
 _NO_CHOICES = re.compile(rb'"choices": ?\[\]').search
 
@@ -139,7 +139,7 @@ class _Exchange:
                 raise ValueError(payload[:500].decode("utf-8", "replace"))
             elif _NO_CHOICES(payload):
                 self._usage = json.loads(payload).get("usage")
-            elif not _NO_TEXT(payload) or _NOT_FINISHED(payload):
+            elif not _NO_TEXT(payload) or (_NOT_FINISHED(payload) and b'"role"' not in payload):
                 self.outcome.event_s.append(now_s)
         return self._done or not data
 
