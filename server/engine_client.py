@@ -33,6 +33,7 @@ from pyengine.protocol import (
     encode,
 )
 from server.load import Backlog, load_of
+from server.wakeup import Wakeup
 
 
 class EngineDead(Exception):
@@ -55,7 +56,7 @@ class TokenStream:
         self.unfinished = set(self.token_ids)
         self._pending: list[TokenDelta] = []
         self._error: Exception | None = None
-        self._wake = Event()
+        self._wake = Wakeup()
         self._taken = Event()
 
     def wait_until_taken(self, timeout_s: float) -> None:
@@ -82,18 +83,24 @@ class TokenStream:
         return pending
 
     def put(self, delta: TokenDelta) -> None:
+        """Take a delta of the engine; one of a sequence that the text side has ended adds nothing."""
         key = (delta.request_id, delta.index)
+        if key not in self.unfinished:
+            return
         self.token_ids[key] += delta.token_ids
         if delta.finish_reason is not None:
             self.unfinished.discard(key)
         self._pending.append(delta)
         self._wake.set()
-        self._taken.set()
 
     def fail(self, error: Exception) -> None:
         self._error = error
         self._wake.set()
         self._taken.set()
+
+    def close(self) -> None:
+        """Nobody reads it any more."""
+        self._wake.close()
 
 
 class EngineClient:
@@ -151,6 +158,7 @@ class EngineClient:
 
     def forget(self, stream: TokenStream) -> None:
         """The reader is gone or satisfied: abort what is still running. Safe to call twice."""
+        stream.close()
         running = [request_id for request_id in stream.requests if self._streams.pop(request_id, None) is not None]
         if running and self._socket is not None:
             self._socket.send(encode(Abort(running)))
@@ -208,8 +216,6 @@ class EngineClient:
             stream = self._streams.get(delta.request_id)
             if stream is None:
                 continue  # aborted a moment ago
-            if (delta.request_id, delta.index) not in stream.unfinished:
-                continue  # the text side ended this sequence
             stream.put(delta)
             if delta.finish_reason is not None:
                 self._drop_if_done(stream, delta.request_id)

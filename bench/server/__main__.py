@@ -2,9 +2,9 @@
 
 A stub engine makes one token for each of 256 streams at every step, at the given numbers of tokens a second in all;
 the server takes them in as msgpack, detokenises, watches for stop strings and writes one event of JSON for each; a
-client on the other cores reads all of them. A server that does not keep up puts several tokens into one event, so a
-rate is reached when every token had an event of its own and all of them came in time. Before anything is timed, one
-answer is compared with what the tokens say.
+client on the other cores reads all of them. A server that falls behind sends the events of several steps at once,
+which is cheaper: a rate is reached when all events came in time and most of them a step after the one before. Before
+anything is timed, one answer is compared with what the tokens say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from bench.serving.server_process import ROOT, ServerProcess
 from bench.serving.sse_client import Call, Client, Outcome, request_bytes
 
 STOPS = ["\n\nUser:", "</answer>"]  # never met, always watched
-MIN_ONE_EVENT = 0.99  # of all tokens
 CPU_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -96,6 +95,7 @@ def figures(outcomes: list[Outcome], num_tokens: int, rate: float, cpu_s: float)
         "offered_per_s": rate,
         "events_per_s": round(num_events / seconds),
         "events_per_token": round(num_events / num_tokens / len(outcomes), 4),
+        "events_per_read": round(num_events / len({time_s for o in outcomes for time_s in o.event_s}), 3),
         "server_us_per_event": round(1e6 * cpu_s / num_events, 1),  # the requests' begin and end included
         "itl_p50_ms": round(float(np.percentile(gaps_ms, 50)), 2),
         "itl_p99_ms": round(float(np.percentile(gaps_ms, 99)), 2),
@@ -115,7 +115,9 @@ def main(argv: list[str]) -> int:
     os.sched_setaffinity(0, os.sched_getaffinity(0) - {args.core} or {args.core})
     for rate in args.rates:
         record = run(args, rate, num_prompt, flags)
-        kept_up = record["events_per_token"] >= MIN_ONE_EVENT and record["events_per_s"] >= 0.97 * rate
+        if record["events_per_token"] < 0.99:
+            raise SystemExit(f"not one event a token: not measured: {record}")
+        kept_up = record["events_per_s"] >= 0.97 * rate and record["itl_p50_ms"] >= 0.9e3 * args.streams / rate
         print(f"{record} {'reached' if kept_up else 'not reached'}", flush=True)
     return 0
 
