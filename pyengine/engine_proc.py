@@ -35,6 +35,7 @@ from pyengine.protocol import (
     Ready,
     Rejected,
     Request,
+    ServerEnded,
     Stats,
     StepDeltas,
     ToEngine,
@@ -87,6 +88,9 @@ class Link:
     def servers(self) -> list[bytes]:
         return list(self._servers)
 
+    def forget(self, server: bytes) -> None:
+        self._servers.pop(server, None)
+
     def broadcast(self, message: ToServer) -> None:
         for server in self._servers:
             self.send(server, message)
@@ -117,6 +121,7 @@ class EngineLoop:
             Request: self._on_request,
             Abort: self._on_abort,
             AbortSequence: self._on_abort_sequence,
+            ServerEnded: self._on_server_ended,
             Control: self._on_control,
         }
         self.stopping = False
@@ -175,6 +180,13 @@ class EngineLoop:
     def _on_abort_sequence(self, server: bytes, abort: AbortSequence) -> None:
         self._engine.abort_sequence(abort.request_id, abort.index)
         self._forget_if_done(abort.request_id)
+
+    def _on_server_ended(self, server: bytes, message: ServerEnded) -> None:
+        ended = message.name.encode()
+        self._link.forget(ended)
+        self._arriving.pop(ended, None)
+        self._num_received.pop(ended, None)
+        self._on_abort(server, Abort([request_id for request_id, owner in self._server_of.items() if owner == ended]))
 
     def _on_control(self, server: bytes, control: Control) -> None:
         if control.kind is ControlKind.FLUSH_PREFIX_CACHE:

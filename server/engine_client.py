@@ -26,6 +26,7 @@ from pyengine.protocol import (
     Ready,
     Rejected,
     Request,
+    ServerEnded,
     Stats,
     StepDeltas,
     TokenDelta,
@@ -104,9 +105,15 @@ class TokenStream:
 
 
 class EngineClient:
-    """Speaks to the current engine process. ``on_ready`` and ``on_progress`` are called from the reading greenlet."""
+    """Speaks to the current engine process. ``on_ready`` and ``on_progress`` are called from the reading greenlet.
 
-    def __init__(self, on_ready: Callable[[Ready], None], on_progress: Callable[[Progress], None]):
+    ``name``: by which another process can tell the engine that this one has ended.
+    """
+
+    def __init__(
+        self, on_ready: Callable[[Ready], None], on_progress: Callable[[Progress], None], name: str | None = None
+    ):
+        self._name = name
         self.stats = Stats()
         self.on_step: Callable[[Stats], None] | None = None
         self.fatal: Fatal | None = None
@@ -131,6 +138,8 @@ class EngineClient:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if self._name is not None:
+            self._socket.setsockopt(zmq.IDENTITY, self._name.encode())
         self._socket.connect(address)
         self._socket.send(encode(Hello()))
         self._reader = gevent.spawn(self._read, self._socket)
@@ -162,6 +171,11 @@ class EngineClient:
         running = [request_id for request_id in stream.requests if self._streams.pop(request_id, None) is not None]
         if running and self._socket is not None:
             self._socket.send(encode(Abort(running)))
+
+    def server_ended(self, name: str) -> None:
+        """Another server of this engine is no more: nobody waits for its requests."""
+        if self._socket is not None:
+            self._socket.send(encode(ServerEnded(name)))
 
     def _drop_if_done(self, stream: TokenStream, request_id: str) -> None:
         if not any(owner == request_id for owner, _ in stream.unfinished):

@@ -25,13 +25,13 @@ class EngineProcess:
 
     def __init__(self, command: Sequence[str] = (sys.executable, "-m", "pyengine.engine_proc")) -> None:
         self._command = command
-        self._folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
+        self.folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
         self._num_starts = 0
         self._child: subprocess.Popen | None = None
 
     @property
     def address(self) -> str:
-        return f"ipc://{self._folder}/engine-{self._num_starts}.sock"
+        return f"ipc://{self.folder}/engine-{self._num_starts}.sock"
 
     @property
     def pid(self) -> int | None:
@@ -70,4 +70,4 @@ class EngineProcess:
             self._child.wait()
 
     def remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -219,6 +219,8 @@ class HttpServer(WSGIServer):
 
     def __init__(self, listener: socket.socket, app: Callable, config: ServerConfig):
         super().__init__(listener, app, handler_class=Handler, log=None, error_log=sys.stderr)
+        if config.api_workers > 1:
+            self.max_accept = 1  # the next connection may be another worker's
         self.access_log = config.access_log
         self.client_timeout_s = config.client_timeout
         self.idle_timeout_s = config.idle_timeout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from pyengine.protocol import Progress, Ready
 
 
@@ -18,8 +16,6 @@ class ServerState:
     """Facts that the routes ask for. Changed by the launcher alone."""
 
     def __init__(self) -> None:
-        self.started_s = time.monotonic()
-        self.imported_s = 0.0  # from the start of the process to that of its engine
         self.ready: Ready | None = None  # set while an engine serves
         self.draining = False
         self.progress = Progress("starting the engine")
