@@ -1,5 +1,5 @@
-"""``python -m bench.report``: makes docs/benchmarks.md from bench/results/*.json. The newest record of each shape and
-workload counts.
+"""``python -m bench.report``: makes docs/benchmarks.md and docs/plots from bench/results/*.json. The newest record of
+each shape and workload counts.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ import json
 import sys
 from pathlib import Path
 
+from bench import plots
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 TARGET = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "plots"
 
 HEAD = """# Benchmarks
 
@@ -86,8 +89,22 @@ def http_table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def section(records: list[dict]) -> str:
-    """All of one device: the engine alone, then over HTTP."""
+def start_table(records: list[dict]) -> str:
+    lines = [
+        "| model | flags | first token after, s | first try | phases, s | machine in the same run | commit | date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in latest(records):
+        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in r["phases_s"].items())
+        lines.append(
+            f"| {r['shape']} | `{r['flags']}` | {r['seconds']} | {r['first_try_s']} | {phases} | {machine_text(r)} | "
+            f"{r['commit']} | {r['date']} |"
+        )
+    return "\n".join(lines)
+
+
+def section(records: list[dict], device: str) -> str:
+    """All of one device: the engine alone, then over HTTP, then the start."""
     online = [record for record in records if record.get("mode") == "http"]
     offline = [record for record in records if "mode" not in record]
     parts = [f"## {records[0]['device']}"]
@@ -95,13 +112,18 @@ def section(records: list[dict]) -> str:
         parts.append(table(offline))
     if online:
         parts += ["Over HTTP:", http_table(online)]
+    starts = [record for record in records if record.get("mode") == "start"]
+    if starts:
+        parts += ["From the start of the process to the first token:", start_table(starts)]
+    for path in plots.write(latest(records), device, PLOTS, machine_text):
+        parts.append(f"![{path.stem}](plots/{path.name})")
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
     parts = [HEAD]  # what comes from elsewhere is in the head; all else is read from records
     for path in sorted(RESULTS.glob("*.json")):
-        parts.append(section(json.loads(path.read_text())))
+        parts.append(section(json.loads(path.read_text()), path.stem))
     TARGET.write_text("\n".join(parts))
     print(f"wrote {TARGET}")
     return 0
