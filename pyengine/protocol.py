@@ -4,7 +4,7 @@ Text never crosses this border and tensors never cross it either: prompts are to
 message is an array-like tagged struct, so that a decoder accepts exactly these types and nothing executable. One
 ``StepDeltas`` goes to each server per engine step, however many tokens it carries.
 
-    server -> engine: Hello, Request, Abort, AbortSequence, Control
+    server -> engine: Hello, Request, Abort, AbortSequence, ServerEnded, Control
     engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
 """
 
@@ -60,6 +60,12 @@ class AbortSequence(_Message):
 
     request_id: str
     index: int
+
+
+class ServerEnded(_Message):
+    """Another server, known by this name on the socket, is no more: forget it and all of its requests."""
+
+    name: str
 
 
 class ControlKind(enum.Enum):
@@ -212,7 +218,7 @@ class Fatal(_Message):
     exit_code: int = 1
 
 
-ToEngine = Hello | Request | Abort | AbortSequence | Control
+ToEngine = Hello | Request | Abort | AbortSequence | ServerEnded | Control
 ToServer = Ready | Progress | StepDeltas | Rejected | Fatal
 
 _encoder = msgspec.msgpack.Encoder()

@@ -36,6 +36,7 @@ class Answer:
             for generation in service.text.generations(prompt, prepared.form):
                 self._choice[request_id, generation.index] = len(self.generations)
                 self.generations.append(generation)
+        self._num_unfinished = len(self.generations)
         self._metrics = service.metrics.track(prepared.num_prompt_tokens)
         self._closed = False
         self._stream = service.client.submit(prepared.to_requests(ids, time.time()))
@@ -53,7 +54,7 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        return all(generation.finished for generation in self.generations)
+        return not self._num_unfinished
 
     def next(self, timeout_s: float | None = None) -> list[tuple[int, TextDelta]]:
         """(choice, delta) pairs since the last call; [] when nothing came within ``timeout_s``.
@@ -68,6 +69,8 @@ class Answer:
             if generation.finished:
                 continue
             text_delta = generation.push(delta)
+            if text_delta.finish_reason is not None:
+                self._num_unfinished -= 1
             if text_delta.abort:
                 self._service.client.end_sequence(self._stream, delta.request_id, delta.index)
             if text_delta.error is not None:

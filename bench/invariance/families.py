@@ -77,7 +77,9 @@ def main() -> int:
             rows = (ops.linear(x[:m], packed) != whole[:m]).any(dim=1)
             if rows.any():
                 wrong[m] = int(rows.sum())
-        print(f"{name}: rows that differ from those of {ROWS[-1]} rows, by number of rows: {wrong or 'none'}", flush=True)
+        print(
+            f"{name}: rows that differ from those of {ROWS[-1]} rows, by number of rows: {wrong or 'none'}", flush=True
+        )
     return 0
 
 

@@ -51,6 +51,13 @@ class _Shapes:
         self._form = prepared.form
         self._logprobs = LogprobShapes(text.tokenizer, prepared.form.tokens_as_ids)
         self._wants_logprobs = prepared.prompts[0].params.logprobs is not None
+        self._text_alone = not self._wants_logprobs and not self._form.return_token_ids
+
+    def text_alone(self, index: int, generation: Generation, delta: TextDelta) -> str | None:
+        """The text of a delta whose only chunk is ``text_chunk`` of it; None, and nothing taken, for all others. Nearly
+        every token is the former, and its event need not be made anew.
+        """
+        return delta.text if self._text_alone and delta.text and delta.finish_reason is None else None
 
     def _prompt_of(self, choice: int) -> PreparedPrompt:
         """Choice index: prompt i, sequence j of n -> i * n + j."""
@@ -121,11 +128,22 @@ class ChatShapes(_Shapes):
             chunk["prompt_token_ids"] = self._prompt_of(index).token_ids
         return chunk
 
+    def text_alone(self, index: int, generation: Generation, delta: TextDelta) -> str | None:
+        text = super().text_alone(index, generation, delta)
+        return text if text is not None and self._message(index, generation).take_plain(text) else None
+
+    def text_chunk(self, index: int, text: str) -> dict:
+        return self._chunk([self._choice(index, self._delta(Content(text)))])
+
+    def _message(self, index: int, generation: Generation) -> Message:
+        message = self._messages.get(index)
+        if message is None:
+            message = self._messages[index] = Message(self._form.message, generation)
+        return message
+
     def chunks(self, index: int, generation: Generation, delta: TextDelta) -> list[dict]:
         """Text first, the reason for the end in a chunk of its own."""
-        if index not in self._messages:
-            self._messages[index] = Message(self._form.message, generation)
-        message = self._messages[index]
+        message = self._message(index, generation)
         choices = [self._choice(index, self._delta(part)) for part in message.push(delta)]
         if delta.finish_reason is not None:
             end = {"finish_reason": self._finish_reason(message, delta.finish_reason), "stop_reason": delta.stop_reason}
@@ -190,6 +208,9 @@ class CompletionShapes(_Shapes):
         if self._form.return_token_ids:
             choice["prompt_token_ids"] = self._prompt_of(index).token_ids
         return self._chunk(choice)
+
+    def text_chunk(self, index: int, text: str) -> dict:
+        return self._chunk(self._choice(index, text))
 
     def chunks(self, index: int, generation: Generation, delta: TextDelta) -> list[dict]:
         """Text first, the reason for the end in a chunk of its own."""
