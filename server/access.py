@@ -177,7 +177,7 @@ class Access:
         origin = g.get("origin")
         if origin:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = f"{request_id.HEADER}, Retry-After"
+            response.headers["Access-Control-Expose-Headers"] = f"{request_id.HEADER}, Retry-After, X-Ignored-Fields"
             response.headers.add("Vary", "Origin")
         return response
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from flask import Flask, Response
 
 from pyengine.errors import RequestError
-from server import ops
+from server import ignored_fields, ops
 from server.access import Access
 from server.anthropic import messages
 from server.config import ServerConfig
@@ -39,6 +39,7 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
         app.register_blueprint(resource.make_blueprint(ready_service))
     errors.install(app)
     Access(config).install(app)
+    ignored_fields.install(app)
 
     @app.after_request
     def end_connections(response: Response) -> Response:

@@ -5,17 +5,20 @@ Only the shapes are translated here; ranges, tools and lengths are checked where
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.text.fields import ChatRequest
+from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
+from pyengine.text.unknown_fields import known_only
 from pyengine.text.validation import Limits
 
+Asked = TypeVar("Asked", bound=msgspec.Struct)
 
-class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+
+class CountRequest(msgspec.Struct, kw_only=True):
     """The body of /v1/messages/count_tokens: what becomes the prompt."""
 
     messages: list[dict[str, Any]]
@@ -26,7 +29,7 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     thinking: dict[str, Any] | None = None
 
 
-class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
+class MessagesRequest(CountRequest, kw_only=True):
     """The body of /v1/messages."""
 
     max_tokens: int
@@ -35,13 +38,14 @@ class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    metadata: Any = None
-    service_tier: Any = None
+
+
+IGNORED = frozenset(("metadata", "service_tier"))
 
 
 def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages body. Raises RequestError."""
-    request = shape(_given(body, limits), MessagesRequest)
+    request = _shaped(body, MessagesRequest, limits, IGNORED)
     chat = _chat(request)
     for name in ("stream", "temperature", "top_p", "top_k", "max_tokens"):
         setattr(chat, name, getattr(request, name))
@@ -51,11 +55,11 @@ def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
 
 def parse_count(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages/count_tokens body. Raises RequestError."""
-    return _chat(shape(_given(body, limits), CountRequest))
+    return _chat(_shaped(body, CountRequest, limits))
 
 
-def _given(body: bytes, limits: Limits) -> dict[str, Any]:
-    return {name: value for name, value in parse_object(body, limits.max_body_bytes).items() if value is not None}
+def _shaped(body: bytes, struct: type[Asked], limits: Limits, ignored: frozenset[str] = frozenset()) -> Asked:
+    return shape(select(parse_object(body, limits.max_body_bytes), struct, {}, ignored), struct)
 
 
 def _chat(request: CountRequest) -> ChatRequest:
@@ -147,9 +151,7 @@ def _block(block: object, where: str) -> dict[str, Any]:
 
 
 def _check_known(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    known_only(value, known, where, param=where)
 
 
 def _text(content: object, where: str) -> str:

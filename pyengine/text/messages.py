@@ -12,6 +12,7 @@ from typing import Any
 from pyengine.errors import RequestError
 from pyengine.text.tokenizer import check_encodable
 from pyengine.text.tools import check_tool_calls
+from pyengine.text.unknown_fields import known_only, unknown_field
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 1 << 16
@@ -50,7 +51,7 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
         elif key in _NOT_YET and value:
             raise RequestError(f"{where}.{key} is not supported yet", param=f"{where}.{key}")
         elif key not in ("role", "content", "name", *_NOT_YET):
-            raise RequestError(f"{where} has an unknown field {key!r:.80}", param=f"{where}.{key}"[:120])
+            unknown_field(f"{where}.{key}", f"{where} has an unknown field {key!r:.80}")
     return checked
 
 
@@ -79,9 +80,7 @@ def _check_part(part: object, where: str) -> dict[str, str]:
     kind = part.get("type")
     if kind != "text":
         raise RequestError(f"{where}: parts of type {kind!r:.80} are not supported, only text", param=f"{where}.type")
-    unknown = next((key for key in part if key not in ("type", "text")), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    known_only(part, ("type", "text"), where, param=where)
     return {"type": "text", "text": _check_text(part.get("text"), f"{where}.text")}
 
 

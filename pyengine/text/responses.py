@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.text.fields import ChatRequest
+from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
+from pyengine.text.unknown_fields import known_only
 from pyengine.text.validation import Limits
 
 
@@ -51,15 +52,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 def parse_responses(body: bytes, limits: Limits) -> tuple[ResponsesRequest, ChatRequest]:
     """A body and the chat that it asks for. Raises RequestError."""
-    given = {name: value for name, value in parse_object(body, limits.max_body_bytes).items() if value is not None}
-    for name, value in given.items():
-        if name in REFUSED and value not in REFUSED[name]:
-            raise RequestError(f"{name} is not supported (got {value!r:.80})", param=name)
-        if name not in ResponsesRequest.__struct_fields__ and name not in IGNORED and name not in REFUSED:
-            raise RequestError(f"unknown field {name!r:.80}", param=name[:80])
-    request = shape(
-        {name: given[name] for name in given if name in ResponsesRequest.__struct_fields__}, ResponsesRequest
-    )
+    given = parse_object(body, limits.max_body_bytes)
+    request = shape(select(given, ResponsesRequest, REFUSED, IGNORED, "is not supported"), ResponsesRequest)
     chat = ChatRequest(
         messages=_messages(request),
         model=request.model,
@@ -134,9 +128,7 @@ def _text(content: object, where: str) -> str:
 
 
 def _check_known(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    known_only(value, known, where, param=where)
 
 
 def _tool(tool: object, where: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pyengine.errors import RequestError
 from pyengine.text.json_body import parse_text_object
 from pyengine.text.tokenizer import check_encodable
 from pyengine.text.tool_parser import TOOL_NAME
+from pyengine.text.unknown_fields import known_only
 
 MAX_TOOLS = 256
 CHOICES = ("none", "auto", "required")
@@ -142,7 +143,4 @@ def _check_call(call: object, where: str) -> dict[str, Any]:
 def _object(value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{where} must be an object, got {type(value).__name__}", param=where)
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=f"{where}.{unknown}"[:120])
-    return value
+    return known_only(value, known, where)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pyengine.text.anthropic import IGNORED as IGNORED_MESSAGES
 from pyengine.text.anthropic import MessagesRequest
 from pyengine.text.fields import (
     IGNORED,
@@ -47,7 +48,7 @@ def taken(struct: type) -> set[str]:
         ("Fields of /tokenize", taken(TokenizeRequest)),
         ("Fields of /detokenize", taken(DetokenizeRequest)),
         ("Accepted without effect", set(IGNORED)),
-        ("Fields of /v1/messages", taken(MessagesRequest)),
+        ("Fields of /v1/messages", taken(MessagesRequest) | IGNORED_MESSAGES),
         ("Fields of /v1/responses", taken(ResponsesRequest)),
         ("Refused by /v1/responses", set(REFUSED)),
     ],
