@@ -132,7 +132,7 @@ def _no_place(block: dict[str, Any], where: str) -> RequestError:
     return RequestError(f"{where}: blocks of type {block['type']!r:.80} are not supported here", param=where)
 
 
-_BLOCK_FIELDS = {
+BLOCK_FIELDS = {
     "text": ("text", "citations"),
     "thinking": ("thinking", "signature"),
     "tool_use": ("id", "name", "input"),
@@ -144,9 +144,9 @@ def _block(block: object, where: str) -> dict[str, Any]:
     if not isinstance(block, dict):
         raise RequestError(f"{where} must be an object, got {type(block).__name__}", param=where)
     kind = block.get("type")
-    if not isinstance(kind, str) or kind not in _BLOCK_FIELDS:
+    if not isinstance(kind, str) or kind not in BLOCK_FIELDS:
         raise RequestError(f"{where}: blocks of type {kind!r:.80} are not supported", param=f"{where}.type")
-    _check_known(block, where, ("type", "cache_control", *_BLOCK_FIELDS[kind]))
+    _check_known(block, where, ("type", "cache_control", *BLOCK_FIELDS[kind]))
     return block
 
 

@@ -111,13 +111,13 @@ def _message(item: object, where: str) -> dict[str, Any]:
     raise RequestError(f"{where}: items of type {kind!r:.80} are not supported", param=f"{where}.type")
 
 
-_TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
+TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
 
 
 def _text(content: object, where: str) -> str:
     if isinstance(content, list):
         for i, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
+            if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise RequestError(f"{where}[{i}]: parts of type {kind!r:.80} are not supported", param=f"{where}[{i}]")
             _check_known(part, f"{where}[{i}]", ("type", "text", "annotations", "logprobs"))

@@ -51,7 +51,10 @@ def check_tools(tools: object, choice: object) -> Offer:
 
 
 def _named(choice: dict[str, Any], tools: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    known_only(choice, ("type", "function"), "tool_choice", param="tool_choice")
     function = choice.get("function")
+    if isinstance(function, dict):
+        known_only(function, ("name",), "tool_choice.function", param="tool_choice")
     name = function.get("name") if isinstance(function, dict) else None
     if choice.get("type") != "function" or not isinstance(name, str):
         raise RequestError('tool_choice must be {"type": "function", "function": {"name": ...}}', param="tool_choice")
