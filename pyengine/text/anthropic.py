@@ -73,7 +73,7 @@ def _chat(request: CountRequest) -> ChatRequest:
         messages=messages,
         model=request.model,
         tools=None if request.tools is None else [_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)],
-        tool_choice=_choice(choice) if request.tools else None,
+        tool_choice=_choice(choice) if request.tool_choice is not None else None,
         parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
     )

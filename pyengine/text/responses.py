@@ -63,7 +63,7 @@ def parse_responses(body: bytes, limits: Limits) -> tuple[ResponsesRequest, Chat
         stream=request.stream,
         response_format=_format(request.text),
         tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools else None,
-        tool_choice=_choice(request.tool_choice) if request.tools else None,
+        tool_choice=_choice(request.tool_choice, bool(request.tools)),
         parallel_tool_calls=request.parallel_tool_calls,
     )
     return request, chat
@@ -138,9 +138,11 @@ def _tool(tool: object, where: str) -> dict[str, Any]:
     return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
-def _choice(choice: str | dict[str, Any] | None) -> object:
+def _choice(choice: str | dict[str, Any] | None, has_tools: bool) -> object:
+    """``tool_choice`` as chat knows it; clients send "auto" without tools too."""
     if not isinstance(choice, dict):
-        return choice
+        return None if choice == "auto" and not has_tools else choice
+    _check_known(choice, "tool_choice", ("type", "name"))
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
 
