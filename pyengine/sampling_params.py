@@ -49,7 +49,7 @@ RANGES = {
     "max_tokens": Range(1, MAX_TOKENS, is_int=True),
     "presence_penalty": Range(-2.0, 2.0),
     "frequency_penalty": Range(-2.0, 2.0),
-    "repetition_penalty": Range(0.0, 10.0, open_low=True),
+    "repetition_penalty": Range(0.001, 10.0),  # it divides logits, and they must stay finite
     "logprobs": Range(0, MAX_LOGPROBS, is_int=True),
 }
 UNLESS_NONE = frozenset(("seed", "max_tokens", "logprobs"))  # None says something of its own here
@@ -81,7 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ignore_eos: go on past the end-of-sequence token.
         skip_special_tokens: leave special tokens out of the text.
         presence_penalty, frequency_penalty: OpenAI's, over the generated tokens, in [-2, 2].
-        repetition_penalty: over prompt and generated tokens, in (0, 10]; 1 is off.
+        repetition_penalty: over prompt and generated tokens, in [0.001, 10]; 1 is off.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
         allowed_token_ids: the only tokens that may be drawn; None allows all.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.

@@ -39,7 +39,7 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
     for resource in (chat, completions, models, tokenize, messages, response_routes):
         app.register_blueprint(resource.make_blueprint(ready_service))
     access = Access(config)
-    app.register_blueprint(openapi.make_blueprint(access, config))
+    app.register_blueprint(openapi.make_blueprint(access, config, service))
     errors.install(app)
     access.install(app)
     ignored_fields.install(app)

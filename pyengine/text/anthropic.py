@@ -96,9 +96,9 @@ def _assistant(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
     for i, block in enumerate(blocks):
         at = f"{where}.content[{i}]"
         if block["type"] == "text":
-            texts.append(_text(block.get("text"), at))
+            texts.append(_string(block.get("text"), at))
         elif block["type"] == "thinking":
-            thoughts.append(_text(block.get("thinking"), at))
+            thoughts.append(_string(block.get("thinking"), at))
         elif block["type"] == "tool_use":
             function = {"name": block.get("name"), "arguments": block.get("input", {})}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
@@ -122,10 +122,10 @@ def _user(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         elif block["type"] != "text":
             raise _no_place(block, at)
         elif messages and messages[-1]["role"] == "user":
-            messages[-1]["content"] += "\n" + _text(block.get("text"), at)
+            messages[-1]["content"] += "\n" + _string(block.get("text"), at)
         else:
-            messages.append({"role": "user", "content": _text(block.get("text"), at)})
-    return messages
+            messages.append({"role": "user", "content": _string(block.get("text"), at)})
+    return messages or [{"role": "user", "content": ""}]
 
 
 def _no_place(block: dict[str, Any], where: str) -> RequestError:
@@ -161,10 +161,16 @@ def _text(content: object, where: str) -> str:
         wrong = next((i for i, block in enumerate(blocks) if block["type"] != "text"), None)
         if wrong is not None:
             raise _no_place(blocks[wrong], f"{where}[{wrong}]")
-        return "\n".join(_text(block.get("text"), where) for block in blocks)
+        return "\n".join(_string(block.get("text"), where) for block in blocks)
     if not isinstance(content, str):
         raise RequestError(f"{where} must be a string or text blocks, got {type(content).__name__}", param=where)
     return content
+
+
+def _string(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{where} must be a string, got {type(value).__name__}", param=where)
+    return value
 
 
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:

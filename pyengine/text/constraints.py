@@ -36,9 +36,11 @@ def grammar_of_call(schema: dict[str, Any]) -> str:
 def _from_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:
     if value is None:
         return None
+    if not isinstance(value, dict):
+        raise RequestError(f"response_format must be an object, got {type(value).__name__}", param="response_format")
     kind = value.get("type")
     allowed = {"text": {"type"}, "json_object": {"type"}, "json_schema": {"type", "json_schema"}}
-    if kind not in allowed:
+    if not isinstance(kind, str) or kind not in allowed:
         raise RequestError(
             f"response_format.type must be text, json_object or json_schema, got {kind!r:.80}", param="response_format"
         )

@@ -168,6 +168,7 @@ class TextProcessor:
         if (request.prompt is None) == (request.messages is None):
             raise RequestError("expected either prompt or messages", param="prompt")
         if request.prompt is not None:
+            validation.check_prompt_alone(request)
             ids = self.tokenizer.encode(request.prompt, request.add_special_tokens is not False)
         else:
             text = self._render_chat(request, self._tools(request.tools, None))

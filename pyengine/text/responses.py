@@ -121,7 +121,9 @@ def _text(content: object, where: str) -> str:
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise RequestError(f"{where}[{i}]: parts of type {kind!r:.80} are not supported", param=f"{where}[{i}]")
             _check_known(part, f"{where}[{i}]", ("type", "text", "annotations", "logprobs"))
-        return "\n".join(_text(part.get("text"), where) for part in content)
+            if not isinstance(part.get("text"), str):
+                raise RequestError(f"{where}[{i}].text must be a string", param=f"{where}[{i}].text")
+        return "\n".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise RequestError(f"{where} must be a string or text parts, got {type(content).__name__}", param=where)
     return content

@@ -100,6 +100,8 @@ def _check_tool(tool: object, where: str, is_forced: bool) -> dict[str, Any]:
             f"{where}.function.name must be 1 to 64 letters, digits, dots, dashes or underscores, got {name!r:.80}",
             param=f"{where}.function.name",
         )
+    if not isinstance(function.get("strict"), (bool, type(None))):
+        raise RequestError(f"{where}.function.strict must be a boolean", param=f"{where}.function.strict")
     if function.get("strict") and not is_forced:
         text = "is not supported yet unless tool_choice is required or names a tool"
         raise RequestError(f"{where}.function.strict {text}", param=f"{where}.function.strict")

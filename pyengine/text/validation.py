@@ -29,6 +29,7 @@ RANGES = {
     "top_logprobs": Range(0, MAX_LOGPROBS, is_int=True),
     "priority": Range(-(1 << 31), (1 << 31) - 1, is_int=True),
 }
+MIN_TEMPERATURE = 1e-6  # anything colder is 0: logits divided by it would not stay finite
 LARGEST = 1 << 1023  # numbers beyond a double are refused, as everywhere in a body
 TypedRequest = TypeVar("TypedRequest", bound=msgspec.Struct)
 
@@ -233,6 +234,13 @@ def generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
     return not request.continue_final_message and request.add_generation_prompt is not False
 
 
+def check_prompt_alone(request: TokenizeRequest) -> None:
+    """What a chat template would take has no place beside a prompt."""
+    for name in ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"):
+        if getattr(request, name):
+            raise RequestError(f"{name} is only allowed with messages", param=name)
+
+
 def check_echo(request: CompletionRequest) -> None:
     """The log-probabilities of a prompt are not there yet, so an echoed prompt cannot have them."""
     if request.echo and request.logprobs is not None:
@@ -331,6 +339,7 @@ def complete_params(params: SamplingParams, num_prompt_tokens: int, limits: Limi
     room = limits.max_model_len - num_prompt_tokens
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     seed = secrets.randbits(63) if params.seed is None else params.seed
+    temperature = params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0
     return msgspec.structs.replace(
-        params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
+        params, temperature=temperature, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
     )

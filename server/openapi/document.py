@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,12 +33,15 @@ _REASONS = {
 }
 
 
-def make_document(app: Flask, open_endpoints: frozenset[str], has_keys: bool, takes_unknown: bool) -> dict[str, Any]:
+def make_document(
+    app: Flask, open_endpoints: frozenset[str], has_keys: bool, takes_unknown: bool, models: Sequence[str] = ()
+) -> dict[str, Any]:
     """The OpenAPI document of an app.
 
     Args:
         open_endpoints: those that need no API key; asked only when ``has_keys``.
         takes_unknown: whether unknown fields are ignored, see --unknown-fields.
+        models: served names, where they are known already.
     """
     paths: dict[str, dict[str, Any]] = {}
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
@@ -56,7 +60,7 @@ def make_document(app: Flask, open_endpoints: frozenset[str], has_keys: bool, ta
         },
         "jsonSchemaDialect": DIALECT,
         "paths": paths,
-        "components": {"schemas": _schemas(takes_unknown), "securitySchemes": _security_schemes()},
+        "components": {"schemas": _schemas(takes_unknown, models), "securitySchemes": _security_schemes()},
     }
 
 
@@ -68,13 +72,13 @@ def _security_schemes() -> dict[str, Any]:
     }
 
 
-def _schemas(takes_unknown: bool) -> dict[str, Any]:
+def _schemas(takes_unknown: bool, models: Sequence[str]) -> dict[str, Any]:
     operations = OPERATIONS.values()
     bodies = [each.body for each in operations if each.body is not None]
     shapes = [shape for each in operations for shape in (each.answer, each.event, each.error)]
     structs = [answers.Error, *(shape for shape in shapes if isinstance(shape, type))]
     _, schemas = msgspec.json.schema_components(structs, ref_template=_REF)
-    return {**schemas, **{body.__name__: schema_of(body, takes_unknown) for body in bodies}}
+    return {**schemas, **{body.__name__: schema_of(body, takes_unknown, models) for body in bodies}}
 
 
 def _operation(rule: Rule, method: str, operation: Operation, needs_key: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from pyengine.sampling_params import TOKEN_ID
 from pyengine.text import anthropic, messages, responses, tools
 from pyengine.text.anthropic import CountRequest, MessagesRequest
 from pyengine.text.fields import ChatRequest, CompletionRequest, StreamOptions, TokenizeRequest
@@ -127,7 +128,8 @@ def _stream_options() -> Schema:
 
 
 def _prompt() -> Schema:
-    text, ids = {"type": "string", "minLength": 1}, array({"type": "integer", "minimum": 0}, least=1)
+    text = {"type": "string", "minLength": 1}
+    ids = array({"type": "integer", "minimum": TOKEN_ID.low, "maximum": TOKEN_ID.high}, least=1)
     return either(text, ids, array(text, least=1), array(ids, least=1))
 
 

@@ -7,7 +7,7 @@ needs ``stream``) no schema says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,12 +46,19 @@ _RANGES: dict[str, Range] = {**RANGES, **validation.RANGES, "min_tokens": Range(
 _NO_MAXIMUM = ("max_tokens",)  # more than the context is no error
 
 
-def schema_of(struct: type[msgspec.Struct], takes_unknown: bool) -> Schema:
-    """The JSON schema of a request body; ``takes_unknown`` as --unknown-fields=warn does."""
+def schema_of(struct: type[msgspec.Struct], takes_unknown: bool, models: Sequence[str] = ()) -> Schema:
+    """The JSON schema of a request body.
+
+    Args:
+        takes_unknown: as --unknown-fields=warn does.
+        models: served names, where they are known already.
+    """
     table = TABLES[struct]
     properties = {field.name: _property(struct, field) for field in msgspec.structs.fields(struct)}
     properties.update((name, _refused(neutral)) for name, neutral in sorted(table.refused.items()))
     ignored = {"description": "Accepted without effect."}
+    if models:
+        properties["model"] = {"enum": [*models, None]}
     properties.update((name, ignored) for name in sorted(table.ignored))
     return {
         "type": "object",
@@ -84,6 +91,8 @@ def _number_or_list(struct: type[msgspec.Struct], name: str) -> Schema | None:
         return None
     if key in _RANGES:
         return number(_RANGES[key], has_maximum=key not in _NO_MAXIMUM)
+    if struct is DetokenizeRequest and key == "tokens":
+        return {"type": "array", "items": number(TOKEN_ID)}
     if key not in MAX_ENTRIES:
         return {"type": "string", "maxLength": _limit("max_cache_salt_chars")} if key == "cache_salt" else None
     if key == "stop":
