@@ -5,7 +5,7 @@ Only the shapes are translated here; ranges, tools and lengths are checked where
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -14,8 +14,6 @@ from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.unknown_fields import known_only
 from pyengine.text.validation import Limits
-
-Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 
 class CountRequest(msgspec.Struct, kw_only=True):
@@ -38,28 +36,32 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    output_config: dict[str, Any] | None = None
 
 
-IGNORED = frozenset(("metadata", "service_tier"))
+# Anthropic's own service is meant by these.
+IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
+COUNT_IGNORED = frozenset(("cache_control",))
+# Field to the values that ask for nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {"container": (), "diagnostics": (), "speed": ("standard",)}
 
 
 def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages body. Raises RequestError."""
-    request = _shaped(body, MessagesRequest, limits, IGNORED)
+    given = select(parse_object(body, limits.max_body_bytes), MessagesRequest, REFUSED, IGNORED, "is not supported")
+    request = shape(given, MessagesRequest)
     chat = _chat(request)
     for name in ("stream", "temperature", "top_p", "top_k", "max_tokens"):
         setattr(chat, name, getattr(request, name))
     chat.stop = request.stop_sequences
+    chat.response_format = _format(request.output_config or {})
     return chat
 
 
 def parse_count(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages/count_tokens body. Raises RequestError."""
-    return _chat(_shaped(body, CountRequest, limits))
-
-
-def _shaped(body: bytes, struct: type[Asked], limits: Limits, ignored: frozenset[str] = frozenset()) -> Asked:
-    return shape(select(parse_object(body, limits.max_body_bytes), struct, {}, ignored), struct)
+    given = select(parse_object(body, limits.max_body_bytes), CountRequest, {}, COUNT_IGNORED)
+    return _chat(shape(given, CountRequest))
 
 
 def _chat(request: CountRequest) -> ChatRequest:
@@ -77,6 +79,18 @@ def _chat(request: CountRequest) -> ChatRequest:
         parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
     )
+
+
+def _format(config: dict[str, Any]) -> dict[str, Any] | None:
+    """``output_config.format`` as chat's ``response_format``."""
+    _check_known(config, "output_config", ("format",))
+    wanted = config.get("format")
+    if wanted is None:
+        return None
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        raise RequestError("output_config.format must be of type json_schema", param="output_config.format")
+    _check_known(wanted, "output_config.format", ("type", "schema"))
+    return {"type": "json_schema", "json_schema": {"schema": wanted.get("schema")}}
 
 
 def _messages_of(message: dict[str, Any], where: str) -> list[dict[str, Any]]:

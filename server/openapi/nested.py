@@ -172,6 +172,10 @@ def _anthropic_choice() -> Schema:
     )
 
 
+def _output_config() -> Schema:
+    return obj({}, {"format": obj({"type": {"const": "json_schema"}, "schema": OBJECT})})
+
+
 # ---------------------------------------------------------------------- Responses
 
 
@@ -211,6 +215,7 @@ _FIELDS = {
     (CountRequest, "system"): lambda: _blocks("text"),
     (CountRequest, "tools"): _anthropic_tools,
     (CountRequest, "tool_choice"): _anthropic_choice,
+    (MessagesRequest, "output_config"): _output_config,
     (ResponsesRequest, "input"): _input,
     (ResponsesRequest, "text"): _text_options,
     (ResponsesRequest, "tools"): lambda: array(_function(wrapped=False), most=tools.MAX_TOOLS),

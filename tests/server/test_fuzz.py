@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running_server import RunningServer
+from running_server import TOOL_TEMPLATE, RunningServer
 
 pytest.importorskip("schemathesis")
 
@@ -24,20 +24,13 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-# Calls and thinking have their place in it, so that the fields about them get past the first check.
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{{ tools | tojson if tools }}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    "{# <think> </think> #}"
-)
 
 
 @pytest.fixture(scope="module")
 def fuzzed_server(tmp_path_factory):
     """Short answers leave time for many requests."""
     template = tmp_path_factory.mktemp("template") / "template.jinja"
-    template.write_text(TEMPLATE)
+    template.write_text(TOOL_TEMPLATE)
     with RunningServer("--max-model-len", "64", "--chat-template", str(template)) as running:
         yield running
 
