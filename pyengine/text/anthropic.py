@@ -39,6 +39,8 @@ class MessagesRequest(CountRequest, kw_only=True):
     output_config: dict[str, Any] | None = None
 
 
+# Chat's names to those of this endpoint.
+NAMES = {"stop": "stop_sequences", "response_format": "output_config"}
 # Anthropic's own service is meant by these.
 IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
 COUNT_IGNORED = frozenset(("cache_control",))

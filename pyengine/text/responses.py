@@ -33,6 +33,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool = True
 
 
+# Chat's names to those of this endpoint.
+NAMES = {"max_completion_tokens": "max_output_tokens", "response_format": "text", "messages": "input"}
 IGNORED = frozenset("metadata user service_tier safety_identifier prompt_cache_key prompt_cache_retention".split())
 # Field to the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
