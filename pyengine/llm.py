@@ -40,7 +40,16 @@ class LLM:
 
     def __init__(self, model: str = EngineConfig.model, **options: Any):
         # Nobody watches the tokens come: no step is kept short for them.
-        config = EngineConfig(model=model, **{"itl_target_ms": 0.0, **options})
+        self._start(EngineConfig(model=model, **{"itl_target_ms": 0.0, **options}))
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> LLM:
+        """One from a configuration that is there already."""
+        llm = cls.__new__(cls)
+        llm._start(config)
+        return llm
+
+    def _start(self, config: EngineConfig) -> None:
         bar = _LoadBar()
         try:
             self._engine = Engine.start(config, bar.show)
@@ -87,6 +96,16 @@ class LLM:
             self._text.prepare_messages(each, p, tools, **template_kwargs) for each, p in zip(many, params, strict=True)
         ]
         return self._run(prepared, use_tqdm)
+
+    @property
+    def engine(self) -> Engine:
+        """For programs that run its steps themselves."""
+        return self._engine
+
+    @property
+    def text(self) -> TextProcessor:
+        """What checks requests and makes text of tokens."""
+        return self._text
 
     def get_tokenizer(self) -> Tokenizer:
         return self._text.tokenizer

@@ -79,6 +79,10 @@ class Control(_Message):
     kind: ControlKind
 
 
+# The error of a sequence that its own request left without a token to draw; all others are ours.
+NO_TOKEN_LEFT = "no token can be drawn here: allowed_token_ids, the grammar and min_tokens together leave none"
+
+
 class FinishReason(enum.Enum):
     """Why a sequence ended. ``ERROR`` carries a text in ``TokenDelta.error``."""
 

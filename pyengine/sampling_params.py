@@ -7,6 +7,7 @@ The field names and meanings are those vLLM's users know. ``n`` sequences are dr
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,6 +20,48 @@ MAX_TOKENS = 1 << 24
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKEN_IDS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The allowed values of a number; ``open_low`` leaves out ``low`` itself."""
+
+    low: float
+    high: float
+    is_int: bool = False
+    open_low: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raises RequestError with the field, the value and the range."""
+        if self.is_int:
+            _check_int(name, value, self.low, self.high)
+        else:
+            _check_float(name, value, self.low, self.high, self.open_low)
+
+
+RANGES = {
+    "n": Range(1, MAX_N, is_int=True),
+    "temperature": Range(0.0, 100.0),
+    "top_p": Range(0.0, 1.0, open_low=True),
+    "top_k": Range(-1, (1 << 31) - 1, is_int=True),
+    "min_p": Range(0.0, 1.0),
+    "seed": Range(-(1 << 63), (1 << 63) - 1, is_int=True),
+    "max_tokens": Range(1, MAX_TOKENS, is_int=True),
+    "presence_penalty": Range(-2.0, 2.0),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "repetition_penalty": Range(0.001, 10.0),  # it divides logits, and they must stay finite
+    "logprobs": Range(0, MAX_LOGPROBS, is_int=True),
+}
+UNLESS_NONE = frozenset(("seed", "max_tokens", "logprobs"))  # None says something of its own here
+TOKEN_ID = Range(0, (1 << 31) - 1, is_int=True)
+BIAS = Range(-100.0, 100.0)
+# The most entries of each list.
+MAX_ENTRIES = {
+    "stop": MAX_STOP_STRINGS,
+    "stop_token_ids": MAX_STOP_TOKEN_IDS,
+    "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
+    "logit_bias": MAX_LOGIT_BIAS,
+}
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -38,7 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ignore_eos: go on past the end-of-sequence token.
         skip_special_tokens: leave special tokens out of the text.
         presence_penalty, frequency_penalty: OpenAI's, over the generated tokens, in [-2, 2].
-        repetition_penalty: over prompt and generated tokens, in (0, 10]; 1 is off.
+        repetition_penalty: over prompt and generated tokens, in [0.001, 10]; 1 is off.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
         allowed_token_ids: the only tokens that may be drawn; None allows all.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
@@ -74,22 +117,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name in ("stop_token_ids", "allowed_token_ids"):
             if isinstance(getattr(self, name), list):
                 msgspec.structs.force_setattr(self, name, tuple(getattr(self, name)))
-        _check_int("n", self.n, 1, MAX_N)
-        _check_float("temperature", self.temperature, 0.0, 100.0)
-        _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_int("top_k", self.top_k, -1, (1 << 31) - 1)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        if self.seed is not None:
-            _check_int("seed", self.seed, -(1 << 63), (1 << 63) - 1)
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            if value is not None or name not in UNLESS_NONE:
+                allowed.check(name, value)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS if self.max_tokens is None else self.max_tokens)
-        _check_penalties(self)
         _check_token_choices(self)
         _check_stop(self.stop)
-        _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
+        _check_ids("stop_token_ids", self.stop_token_ids)
 
     @property
     def has_penalties(self) -> bool:
@@ -97,21 +132,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
 
 
-def _check_penalties(params: SamplingParams) -> None:
-    _check_float("presence_penalty", params.presence_penalty, -2.0, 2.0)
-    _check_float("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
-    _check_float("repetition_penalty", params.repetition_penalty, 0.0, 10.0, open_low=True)
-
-
 def _check_token_choices(params: SamplingParams) -> None:
-    if params.logprobs is not None:
-        _check_int("logprobs", params.logprobs, 0, MAX_LOGPROBS)
     if params.allowed_token_ids is not None:
         if not params.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty: no token could be drawn", param="allowed_token_ids")
-        _check_count("allowed_token_ids", params.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
-        for token_id in params.allowed_token_ids:
-            _check_int("allowed_token_ids", token_id, 0, (1 << 31) - 1)
+        _check_ids("allowed_token_ids", params.allowed_token_ids)
     if params.logit_bias is None:
         return
     if not isinstance(params.logit_bias, dict):
@@ -123,8 +148,8 @@ def _check_token_choices(params: SamplingParams) -> None:
             f"logit_bias may have at most {MAX_LOGIT_BIAS} entries, got {len(params.logit_bias)}", param="logit_bias"
         )
     for token_id, bias in params.logit_bias.items():
-        _check_int("logit_bias", token_id, 0, (1 << 31) - 1)
-        _check_float("logit_bias", bias, -100.0, 100.0)
+        TOKEN_ID.check("logit_bias", token_id)
+        BIAS.check("logit_bias", bias)
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -140,6 +165,12 @@ def _check_float(name: str, value: object, low: float, high: float, open_low: bo
     if math.isnan(value) or value > high or value < low or (open_low and value == low):
         bracket = "(" if open_low else "["
         raise RequestError(f"{name} must be in {bracket}{low:g}, {high:g}], got {str(value)[:40]}", param=name)
+
+
+def _check_ids(name: str, values: object) -> None:
+    _check_count(name, values, MAX_ENTRIES[name])
+    for token_id in values:
+        TOKEN_ID.check(name, token_id)
 
 
 def _check_count(name: str, values: object, limit: int) -> None:

@@ -10,6 +10,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from pyengine.errors import RequestError
+from pyengine.protocol import NO_TOKEN_LEFT
 from pyengine.text.generation import Generation, TextDelta
 from pyengine.text.validation import PreparedRequest
 from server.engine_client import SequenceFailed
@@ -73,6 +75,8 @@ class Answer:
                 self._num_unfinished -= 1
             if text_delta.abort:
                 self._service.client.end_sequence(self._stream, delta.request_id, delta.index)
+            if text_delta.error == NO_TOKEN_LEFT:
+                raise RequestError(text_delta.error)
             if text_delta.error is not None:
                 raise SequenceFailed(text_delta.error)
             out.append((choice, text_delta))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pyengine.config import option
 from pyengine.errors import ConfigError
+from pyengine.text.unknown_fields import POLICIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,12 @@ class ServerConfig:
     shutdown_timeout: float = option(30.0, "seconds that running requests may take to finish after SIGTERM")
     keep_alive_interval: float = option(
         15.0, "seconds between comment lines on a stream that has nothing to say yet; 0: none"
+    )
+    unknown_fields: str = option(
+        "error",
+        "error: a request with a field that the API does not know is a 400 that names it; warn: such fields are "
+        "ignored, and the header X-Ignored-Fields and a line in the log name them",
+        choices=POLICIES,
     )
     max_body_size: int = option(8 << 20, "bytes of a request body at most")
     max_connections: int = option(

@@ -18,6 +18,7 @@ from server.access import notes as access_notes
 from server.answer import Answer
 from server.config import ServerConfig
 from server.engine_client import EngineClient
+from server.ignored_fields import lenient, note
 from server.metric_board import Board
 from server.metrics import Metrics
 from server.threads import Computation
@@ -54,6 +55,14 @@ class Service:
 
     def prepare(self, parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         """``parse(body)``, on a thread when it may take long. Raises RequestError."""
+        if self.config.unknown_fields == "error":
+            return self._computed(parse, body)
+        prepared, ignored = self._computed(lenient(parse), body)
+        note(ignored)
+        return prepared
+
+    @staticmethod
+    def _computed(parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         if len(body) <= LARGE_BODY_BYTES and not any(field in body for field in COMPILED_FIELDS):
             return parse(body)
         return Computation(parse, body).wait()

@@ -1,4 +1,4 @@
-"""``python -m bench.invariance.families``: counts the bits in which mma.sync, wgmma and our ``linear`` (cuBLASLt) differ.
+"""``python -m bench.invariance.families``: bits in which mma.sync, wgmma and our ``linear`` (cuBLASLt) differ.
 
 First the two instructions and cuBLASLt on the same product, k ascending; then every row of ``linear`` at many numbers
 of rows against the same row in the largest product. Needs nvcc and a Hopper GPU.

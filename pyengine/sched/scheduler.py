@@ -27,8 +27,9 @@ import numpy as np
 from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
-from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
+from pyengine.protocol import NO_TOKEN_LEFT, FinishReason, Request, Stats, TokenDelta, TokenLogprob
 from pyengine.sched.budget import Budget, FixedBudget, StepPolicy
+from pyengine.sched.dead_end import is_dead_end
 from pyengine.sched.decodes import Decodes, Members
 from pyengine.sched.plan import StepPlan
 from pyengine.sched.sequence import Grammar, Sequence, Status
@@ -342,8 +343,9 @@ class Scheduler:
 
     def _append_token(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None) -> TokenDelta:
         if token_id < 0:
+            text = NO_TOKEN_LEFT if is_dead_end(seq) else "the model produced logits that are not finite"
             self._finish(seq, forget=True)
-            return self._delta(seq, [], FinishReason.ERROR, error="the model produced logits that are not finite")
+            return self._delta(seq, [], FinishReason.ERROR, error=text)
         seq.token_ids.append(token_id)
         self._num_generated_tokens += 1
         if seq.grammar is not None and not seq.grammar.accept(token_id):

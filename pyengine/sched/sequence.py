@@ -30,6 +30,8 @@ class Grammar(Protocol):
 
     def accept(self, token_id: int) -> bool: ...
 
+    def allowed_ids(self) -> set[int]: ...
+
 
 class Sequence:
     """Mutable host truth of sequence ``index`` of a request; changed only by the scheduler and the block manager."""

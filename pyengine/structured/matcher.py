@@ -43,6 +43,11 @@ class SequenceGrammar:
         """Advance by a drawn token; False when the grammar does not allow it."""
         return self._matcher.result().consume_token(token_id)
 
+    def allowed_ids(self) -> set[int]:
+        """The tokens that may come next. For explaining failures: ``fill_mask`` is the fast way."""
+        bits = np.frombuffer(self._matcher.result().compute_bitmask(), np.uint8)
+        return set(np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist())
+
     @property
     def complete(self) -> bool:
         """Nothing more can be added to the output."""

@@ -17,7 +17,7 @@ import msgspec
 
 from pyengine.errors import ModelError, RequestError
 from pyengine.sampling_params import SamplingParams
-from pyengine.text import validation
+from pyengine.text import anthropic, responses, validation
 from pyengine.text.anthropic import parse_count, parse_messages
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
@@ -27,6 +27,7 @@ from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.message import MessageForm
 from pyengine.text.reasoning import find_reasoning_format, starts_inside
+from pyengine.text.renamed import renamed
 from pyengine.text.responses import ResponsesRequest, parse_responses
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
@@ -103,11 +104,14 @@ class TextProcessor:
     def responses(self, body: bytes) -> tuple[ResponsesRequest, PreparedRequest]:
         """A /v1/responses body, parsed, checked, rendered and tokenised."""
         request, chat = parse_responses(body, self.limits)
-        return request, self.prepare_chat(chat)
+        with renamed(responses.NAMES):
+            return request, self.prepare_chat(chat)
 
     def anthropic(self, body: bytes) -> PreparedRequest:
         """A /v1/messages body, parsed, checked, rendered and tokenised."""
-        return self.prepare_chat(parse_messages(body, self.limits))
+        chat = parse_messages(body, self.limits)
+        with renamed(anthropic.NAMES):
+            return self.prepare_chat(chat)
 
     def anthropic_count(self, body: bytes) -> int:
         """How many tokens the prompt of a /v1/messages body has."""
@@ -168,6 +172,7 @@ class TextProcessor:
         if (request.prompt is None) == (request.messages is None):
             raise RequestError("expected either prompt or messages", param="prompt")
         if request.prompt is not None:
+            validation.check_prompt_alone(request)
             ids = self.tokenizer.encode(request.prompt, request.add_special_tokens is not False)
         else:
             text = self._render_chat(request, self._tools(request.tools, None))

@@ -16,7 +16,7 @@ import msgspec
 
 from pyengine.errors import RequestError
 from pyengine.protocol import Request
-from pyengine.sampling_params import MAX_LOGPROBS, SamplingParams
+from pyengine.sampling_params import MAX_LOGPROBS, Range, SamplingParams
 from pyengine.text.constraints import grammar_of
 from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
@@ -24,7 +24,12 @@ from pyengine.text.message import MessageForm
 from pyengine.text.tokenizer import check_encodable
 
 DEFAULT_COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions generates when max_tokens is not given
-MAX_PRIORITY = 1 << 31
+# Of fields that are none of SamplingParams'.
+RANGES = {
+    "top_logprobs": Range(0, MAX_LOGPROBS, is_int=True),
+    "priority": Range(-(1 << 31), (1 << 31) - 1, is_int=True),
+}
+MIN_TEMPERATURE = 1e-6  # anything colder is 0: logits divided by it would not stay finite
 LARGEST = 1 << 1023  # numbers beyond a double are refused, as everywhere in a body
 TypedRequest = TypeVar("TypedRequest", bound=msgspec.Struct)
 
@@ -202,10 +207,7 @@ def _bias_by_id(biases: dict[str, float] | None) -> dict[int, float] | None:
 def _chat_logprobs(request: ChatRequest) -> int | None:
     """Chat's two fields as SamplingParams' one."""
     num_top = request.top_logprobs or 0
-    if not 0 <= num_top <= MAX_LOGPROBS:
-        raise RequestError(
-            f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {str(num_top)[:40]}", param="top_logprobs"
-        )
+    RANGES["top_logprobs"].check("top_logprobs", num_top)
     if num_top and not request.logprobs:
         raise RequestError("top_logprobs is only allowed with logprobs: true", param="top_logprobs")
     return num_top if request.logprobs else None
@@ -215,8 +217,7 @@ def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> N
     """Stream options, priority, salt, and what does not go together."""
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
-    if not -MAX_PRIORITY <= request.priority < MAX_PRIORITY:
-        raise RequestError(f"priority must be in [{-MAX_PRIORITY}, {MAX_PRIORITY - 1}]", param="priority")
+    RANGES["priority"].check("priority", request.priority)
     if len(request.cache_salt) > limits.max_cache_salt_chars:
         raise RequestError(
             f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(request.cache_salt)}",
@@ -231,6 +232,13 @@ def generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
             "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
         )
     return not request.continue_final_message and request.add_generation_prompt is not False
+
+
+def check_prompt_alone(request: TokenizeRequest) -> None:
+    """What a chat template would take has no place beside a prompt."""
+    for name in ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"):
+        if getattr(request, name):
+            raise RequestError(f"{name} is only allowed with messages", param=name)
 
 
 def check_echo(request: CompletionRequest) -> None:
@@ -331,6 +339,7 @@ def complete_params(params: SamplingParams, num_prompt_tokens: int, limits: Limi
     room = limits.max_model_len - num_prompt_tokens
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     seed = secrets.randbits(63) if params.seed is None else params.seed
+    temperature = params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0
     return msgspec.structs.replace(
-        params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
+        params, temperature=temperature, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
     )

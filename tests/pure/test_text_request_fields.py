@@ -54,7 +54,7 @@ def test_choices_of_tokens_arrive(endpoint):
     [
         ({"presence_penalty": 2.1}, "presence_penalty", "must be in [-2, 2], got 2.1"),
         ({"frequency_penalty": -3}, "frequency_penalty", "must be in [-2, 2], got -3"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "must be in (0, 10], got 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "must be in [0.001, 10], got 0"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "the key 'x'"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "the key '-1'"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "the key '999"),
