@@ -19,6 +19,8 @@ MAX_TOKENS = 1 << 24
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKEN_IDS = 1 << 18
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 32
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -41,6 +43,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         repetition_penalty: over prompt and generated tokens, in (0, 10]; 1 is off.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
         allowed_token_ids: the only tokens that may be drawn; None allows all.
+        bad_words: texts that the output must not contain: the last token of one is not drawn behind the others.
+        bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
     """
@@ -63,6 +67,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     grammar: str | None = None
 
@@ -71,7 +77,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             msgspec.structs.force_setattr(
                 self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             )
-        for name in ("stop_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "allowed_token_ids", "bad_words"):
             if isinstance(getattr(self, name), list):
                 msgspec.structs.force_setattr(self, name, tuple(getattr(self, name)))
         _check_int("n", self.n, 1, MAX_N)
@@ -86,15 +92,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS if self.max_tokens is None else self.max_tokens)
         _check_penalties(self)
         _check_token_choices(self)
-        _check_stop(self.stop)
+        _check_texts("stop", self.stop, MAX_STOP_STRINGS)
+        _check_bad_words(self)
         _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
 
     @property
     def has_penalties(self) -> bool:
-        """Whether drawing depends on which tokens came before."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether drawing depends on which tokens came before."""
+        return self.has_penalties or bool(self.bad_words_token_ids)
 
 
 def _check_penalties(params: SamplingParams) -> None:
@@ -149,8 +160,19 @@ def _check_count(name: str, values: object, limit: int) -> None:
         raise RequestError(f"{name} may have at most {limit} entries, got {len(values)}", param=name)
 
 
-def _check_stop(stop: object) -> None:
-    _check_count("stop", stop, MAX_STOP_STRINGS)
-    for text in stop:
+def _check_texts(name: str, texts: object, limit: int) -> None:
+    _check_count(name, texts, limit)
+    for text in texts:
         if not isinstance(text, str) or not text:
-            raise RequestError(f"stop must be non-empty strings, got {text!r:.80}", param="stop")
+            raise RequestError(f"{name} must be non-empty strings, got {text!r:.80}", param=name)
+
+
+def _check_bad_words(params: SamplingParams) -> None:
+    _check_texts("bad_words", params.bad_words, MAX_BAD_WORDS)
+    _check_count("bad_words_token_ids", params.bad_words_token_ids, 2 * MAX_BAD_WORDS)
+    for word in params.bad_words_token_ids:
+        _check_count("bad_words_token_ids", word, MAX_BAD_WORD_TOKENS)
+        if not word:
+            raise RequestError("bad_words_token_ids has an empty sequence", param="bad_words_token_ids")
+        for token_id in word:
+            _check_int("bad_words_token_ids", token_id, 0, (1 << 31) - 1)

@@ -30,7 +30,7 @@ class StepPlan:
         """``seq`` has just got its device row: send its block table whole, after these block copies."""
         self.filling.add(seq)  # even what it found in the cache may be computed by a neighbour in this step
         params = seq.request.params
-        tokens = tuple(seq.token_ids) if params.has_penalties else ()
+        tokens = tuple(seq.token_ids) if params.needs_history else ()
         stops = tuple(seq.stop_token_ids) if params.min_tokens else ()
         self._new_rows.append(NewRow(seq.row, params, seq.seed, seq.num_prompt_tokens, stops, tokens))
         self.growth.copies.extend(copies)

@@ -27,7 +27,7 @@ class NewRow:
         seed: the sequence's own 64-bit seed (already mixed with its index among n).
         num_prompt_tokens: where its output begins.
         stop_token_ids: tokens that end it.
-        token_ids: all its tokens so far, for a sampler that needs them (penalties); else empty.
+        token_ids: all its tokens so far, for a sampler that needs them (penalties, bad words); else empty.
     """
 
     row: int

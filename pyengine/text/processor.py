@@ -19,6 +19,7 @@ from pyengine.errors import ModelError, RequestError
 from pyengine.sampling_params import SamplingParams
 from pyengine.text import validation
 from pyengine.text.anthropic import parse_count, parse_messages
+from pyengine.text.bad_words import with_bad_words
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
 from pyengine.text.constraints import grammar_of_call
@@ -234,7 +235,7 @@ class TextProcessor:
     def check_params(self, params: SamplingParams) -> SamplingParams:
         """The limits of this model on parameters that were built elsewhere."""
         validation.check_counts(1, params.n, self.limits)
-        return validation.check_params(params, self.limits)
+        return with_bad_words(validation.check_params(params, self.limits), self.tokenizer, self.limits.vocab_size)
 
     def default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets from this checkpoint."""
@@ -275,7 +276,7 @@ class TextProcessor:
         validation.check_options(request, self.limits)
         params = validation.sampling_params(request, self.text.sampling_defaults, self.limits)
         validation.check_counts(num_prompts, params.n, self.limits)
-        return params
+        return with_bad_words(params, self.tokenizer, self.limits.vocab_size)
 
     def _prompt(
         self, token_ids: list[int], params: SamplingParams, text: str | None = None, param: str = "prompt"

@@ -46,6 +46,12 @@ def test_stop_strings_and_n(llm):
     assert all("." not in output.text for output in outputs) and len({output.text for output in outputs}) > 1
 
 
+def test_bad_words(llm):
+    params = SamplingParams(temperature=0.0, max_tokens=16, bad_words=["Paris", "the city of"])
+    text = llm.generate("The capital of France is", params, use_tqdm=False)[0].outputs[0].text
+    assert "Paris" not in text and "the city of" not in text
+
+
 def test_bad_prompts_raise_before_anything_runs(llm):
     for prompt, text in (("", "empty"), ([1, 10**6], "1000000"), ("word " * 600, "512"), ({"wat": 1}, "wat")):
         with pytest.raises(RequestError, match=text):

@@ -73,6 +73,17 @@ def test_choices_of_tokens(client):
     assert len(set(varied)) > len(set(free))
 
 
+def test_bad_words(client):
+    arguments = {**SHORT, "max_tokens": 16}
+    free = client.completions.create(**arguments).choices[0].text
+    assert "Paris" in free
+    body = {"bad_words": ["Paris", "the capital"]}
+    text = client.completions.create(**arguments, extra_body=body).choices[0].text
+    assert "Paris" not in text and "the capital" not in text
+    chunks = client.completions.create(**arguments, extra_body=body, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == text
+
+
 def test_echo(client):
     plain = client.completions.create(**SHORT).choices[0].text
     assert client.completions.create(**SHORT, echo=True).choices[0].text == SHORT["prompt"] + plain
