@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
-from pyengine.outputs import CompletionOutput, RequestOutput
+from pyengine.outputs import CompletionOutput, RequestOutput, prompt_logprobs_of
 from pyengine.protocol import Request, TokenDelta
 from pyengine.sampling_params import SamplingParams
 from pyengine.text.generation import Generation
@@ -147,6 +147,7 @@ class _Job:
             [CompletionOutput.of(each) for each in self.generations],
             finished=True,
             num_cached_tokens=self.generations[0].num_cached_tokens,
+            prompt_logprobs=prompt_logprobs_of(self.generations[0]),
         )
 
 

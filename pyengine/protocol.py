@@ -108,6 +108,8 @@ class TokenDelta(_Message):
         num_cached_tokens: prompt tokens taken from the prefix cache; meaningful in a sequence's first delta.
         error: text when finish_reason is ERROR.
         logprobs: one for each of token_ids when the request asked for them.
+        prompt_logprobs: of the next tokens of the prompt, from its second on, as they are computed; of the first of n
+            sequences. All are there before its first token.
     """
 
     request_id: str
@@ -118,6 +120,7 @@ class TokenDelta(_Message):
     num_cached_tokens: int = 0
     error: str | None = None
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class Stats(_Message):

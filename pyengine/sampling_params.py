@@ -33,7 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         top_k: candidates kept; 0 or -1 keeps all.
         min_p: drop tokens less likely than min_p times the likeliest, in [0, 1].
         seed: 64-bit seed; None draws one per request.
-        max_tokens: output tokens at most; None is what the context leaves.
+        max_tokens: output tokens at most; None is what the context leaves, 0 computes the prompt alone.
         min_tokens: no end or stop before so many output tokens.
         stop: strings that end the text (not part of it unless include_stop_str_in_output).
         stop_token_ids: token ids that end the generation.
@@ -47,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
+        prompt_logprobs: the same at each token of the prompt but the first.
     """
 
     n: int = 1
@@ -70,6 +71,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words: tuple[str, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.seed is not None:
             _check_int("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+            _check_int("max_tokens", self.max_tokens, 0, MAX_TOKENS)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS if self.max_tokens is None else self.max_tokens)
         _check_penalties(self)
         _check_token_choices(self)
@@ -115,8 +117,9 @@ def _check_penalties(params: SamplingParams) -> None:
 
 
 def _check_token_choices(params: SamplingParams) -> None:
-    if params.logprobs is not None:
-        _check_int("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(params, name) is not None:
+            _check_int(name, getattr(params, name), 0, MAX_LOGPROBS)
     if params.allowed_token_ids is not None:
         if not params.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty: no token could be drawn", param="allowed_token_ids")

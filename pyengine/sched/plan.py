@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyengine.kv.block_manager import Growth
+from pyengine.sched.prompt_reads import PromptReading
 from pyengine.sched.sequence import Sequence
 from pyengine.sched.step import NewRow, StepInput, int32
 
@@ -19,6 +20,7 @@ class StepPlan:
         self.sequences: list[Sequence] = []
         self.sampling: list[tuple[int, Sequence]] = []  # (batch row, sequence) of those that sample
         self.filling: set[Sequence] = set()  # sequences some of whose prompt's blocks this very step may fill
+        self.reading = PromptReading()
         self._num_new: list[int] = []
         self._num_computed: list[int] = []
         self._offsets: list[int] = []
@@ -37,7 +39,8 @@ class StepPlan:
         self.growth.entries.extend((seq.row, i, block) for i, block in enumerate(seq.block_table))
 
     def add(self, seq: Sequence, num_new: int) -> None:
-        """``seq`` computes its next ``num_new`` tokens; it samples when nothing is left to compute after them."""
+        """``seq`` computes its next ``num_new`` tokens; it samples when nothing is left to compute after them
+        and there is anything to generate."""
         start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
         if seq.row_has_last_token:
             assert num_new == 1
@@ -47,7 +50,8 @@ class StepPlan:
             self._prompt_ids.extend(seq.token_ids[start:end])
         if start < seq.num_prompt_tokens:
             self.filling.add(seq)
-        samples = end == seq.num_tokens + seq.num_inflight
+            self.reading.plan(len(self.sequences), seq, start, end)
+        samples = end == seq.num_tokens + seq.num_inflight and seq.max_tokens > 0
         self.sequences.append(seq)
         self._num_new.append(num_new)
         self._num_computed.append(start)
@@ -70,4 +74,5 @@ class StepPlan:
             block_entries=int32(self.growth.entries).reshape(-1, 3),
             copies=int32(self.growth.copies).reshape(-1, 2),
             new_rows=tuple(self._new_rows),
+            reads=self.reading.freeze(),
         )

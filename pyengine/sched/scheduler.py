@@ -25,6 +25,7 @@ from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
 from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
 from pyengine.sched.plan import StepPlan
+from pyengine.sched.prompt_reads import PromptReading
 from pyengine.sched.sequence import Grammar, Sequence, Status
 from pyengine.sched.step import StepInput, StepOutput
 
@@ -56,7 +57,8 @@ class Scheduler:
         self._running: list[Sequence] = []  # sorted in order of service
         self._groups: dict[str, list[Sequence]] = {}  # live sequences by request id
         self._free_rows = list(range(limits.max_num_seqs))  # heap: low rows first, so that device arrays stay dense
-        self._inflight: deque[tuple[int, list[tuple[int, Sequence]]]] = deque()  # who samples in steps not yet updated
+        # who samples and whose prompts are read in steps not yet updated
+        self._inflight: deque[tuple[int, list[tuple[int, Sequence]], PromptReading]] = deque()
         self.queued = QueueLoad()  # sequences that have never run
         self.dequeued = QueueLoad()  # all that ever left the queue
         self._num_stale = 0  # entries of the queue whose sequence has ended
@@ -111,7 +113,7 @@ class Scheduler:
         """(batch row, grammar) of the newest step's sampling sequences that have one and still run."""
         if not self._inflight:
             return []
-        _, sampling = self._inflight[-1]
+        _, sampling, _ = self._inflight[-1]
         return [(row, seq.grammar) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
 
     def _drop_stale(self) -> None:
@@ -134,19 +136,27 @@ class Scheduler:
             return None
         step = plan.finish(self._step_id)
         self._step_id += 1
-        self._inflight.append((step.step_id, plan.sampling))
+        self._inflight.append((step.step_id, plan.sampling, plan.reading))
         self._step_tokens.append(step.num_tokens)
         return step
 
     def update(self, step: StepInput, output: StepOutput) -> list[TokenDelta]:
         """Take in the sampled tokens of the oldest step in flight: append, finish, report."""
-        step_id, sampling = self._inflight.popleft()
+        step_id, sampling, reading = self._inflight.popleft()
         assert step_id == step.step_id == output.step_id, "steps are updated in the order they were scheduled"
-        deltas = []
+        deltas = self._take_reads(reading, output)
         for i, ((_, seq), token_id) in enumerate(zip(sampling, output.token_ids.tolist(), strict=True)):
             seq.num_inflight -= 1
             if seq.status is not Status.FINISHED:  # else it ended (or was aborted) while this step was in flight
                 deltas.append(self._append_token(seq, token_id, output.logprobs.get(i)))
+        return deltas
+
+    def _take_reads(self, reading: PromptReading, output: StepOutput) -> list[TokenDelta]:
+        deltas = []
+        for seq, delta in reading.deltas(output):
+            if delta.finish_reason is not None:
+                self._finish(seq, forget=delta.finish_reason is FinishReason.ERROR)
+            deltas.append(delta)
         return deltas
 
     def _schedule_running(self, plan: StepPlan) -> int:
@@ -165,7 +175,7 @@ class Scheduler:
         behind = []
         for seq in self._running:
             remaining = seq.num_remaining_tokens
-            if remaining > 1:
+            if remaining > 1 or not seq.max_tokens:
                 behind.append(seq)
             elif budget and seq.num_output_tokens + seq.num_inflight < seq.max_tokens:
                 shares[seq] = 1
@@ -232,7 +242,7 @@ class Scheduler:
                 return False
             self.blocks.fork(seq.parent, seq, seq.num_prompt_tokens - 1)
         else:
-            cached = self.blocks.match(seq)
+            cached = self.blocks.match(seq)[: seq.num_cacheable_tokens // self.blocks.block_size]
             # A block in reach for every running sequence, so that an admission is not undone by the next decodes.
             if not self.blocks.can_admit(seq, cached, reserve=len(self._running)):
                 return False
@@ -361,14 +371,14 @@ class Scheduler:
         limit = self.limits.max_model_len
         if num_prompt == 0:
             raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
-        if num_prompt >= limit:
+        if num_prompt + (max_tokens != 0) > limit:
             raise RequestError(
                 f"the prompt has {num_prompt} tokens, which leaves no room for output in the context of {limit} tokens "
                 "(--max-model-len)",
                 param="prompt",
                 code="context_length_exceeded",
             )
-        return min(max_tokens or limit, limit - num_prompt)
+        return limit - num_prompt if max_tokens is None else min(max_tokens, limit - num_prompt)
 
     # ------------------------------------------------------------------ observation
 

@@ -39,6 +39,33 @@ class NewRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRead:
+    """Tokens of a chunk of a prompt whose hidden states score the tokens behind them.
+
+    Attributes:
+        batch_row: of the sequence.
+        first: index within the chunk of the first token that is read.
+        target_ids: the token behind each token that is read.
+        num_logprobs: how many of the likeliest to report with each.
+    """
+
+    batch_row: int
+    first: int
+    target_ids: tuple[int, ...]
+    num_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReads:
+    """What a step reads of prompts; false when it reads nothing."""
+
+    scores: tuple[ScoreRead, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
 class StepInput:
     """The scheduler's whole decision for one forward pass. S sequences, T = sum(num_new_tokens) tokens.
 
@@ -57,6 +84,7 @@ class StepInput:
         block_entries: int32 [N, 3] (row, index, block id) appended to the block tables before the pass.
         copies: int32 [C, 2] (src block, dst block) copied before the pass.
         new_rows: rows that changed owner since the last step.
+        reads: what is wanted of prompts besides their KV.
     """
 
     step_id: int
@@ -69,6 +97,7 @@ class StepInput:
     block_entries: np.ndarray
     copies: np.ndarray
     new_rows: tuple[NewRow, ...] = field(default=())
+    reads: PromptReads = field(default=PromptReads())
 
     @property
     def num_tokens(self) -> int:
@@ -82,8 +111,10 @@ class StepOutput:
     Attributes:
         token_ids: int32 [num_sampled]; -1 where the logits were not finite.
         logprobs: by index into token_ids, of the sequences that asked for them.
+        prompt_scores: a list for each of ``reads.scores``, with an entry for each of its tokens.
     """
 
     step_id: int
     token_ids: np.ndarray
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+    prompt_scores: tuple[list[TokenLogprob], ...] = ()

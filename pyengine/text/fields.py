@@ -43,6 +43,7 @@ class _Common(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: int | None = None
@@ -107,7 +108,6 @@ IGNORED = frozenset(
 # Field to the values that ask for nothing.
 _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
-    "prompt_logprobs": (),
     "best_of": (1,),
     "use_beam_search": (False,),
     "spaces_between_special_tokens": (True,),

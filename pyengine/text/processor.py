@@ -186,7 +186,6 @@ class TextProcessor:
     def prepare_completion(self, request: CompletionRequest) -> PreparedRequest:
         prompts = validation.split_prompts(request.prompt)
         params = self._check(request, len(prompts))
-        validation.check_echo(request)
         special = request.add_special_tokens is not False
         prepared, num_tokens = [], 0
         for prompt in prompts:
@@ -281,7 +280,7 @@ class TextProcessor:
     def _prompt(
         self, token_ids: list[int], params: SamplingParams, text: str | None = None, param: str = "prompt"
     ) -> PreparedPrompt:
-        validation.check_token_ids(token_ids, self.limits, param)
+        validation.check_token_ids(token_ids, self.limits, param, num_more=params.max_tokens != 0)
         return PreparedPrompt(token_ids, validation.complete_params(params, len(token_ids), self.limits), text)
 
     def _truncated(
@@ -293,6 +292,7 @@ class TextProcessor:
     def _form(self, request: ChatRequest | CompletionRequest) -> AnswerForm:
         return AnswerForm(
             echo=isinstance(request, CompletionRequest) and request.echo,
+            prompt_logprobs=request.prompt_logprobs,
             return_token_ids=request.return_token_ids,
             tokens_as_ids=request.return_tokens_as_token_ids,
         )

@@ -16,7 +16,7 @@ import msgspec
 
 from pyengine.errors import RequestError
 from pyengine.protocol import Request
-from pyengine.sampling_params import MAX_LOGPROBS, SamplingParams
+from pyengine.sampling_params import MAX_LOGPROBS, MAX_TOKENS, SamplingParams
 from pyengine.text.constraints import grammar_of
 from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
@@ -69,12 +69,14 @@ class AnswerForm:
 
     Attributes:
         echo: the prompt's text comes before the generated one.
+        prompt_logprobs: how many of the likeliest are given at each token of the prompt; None: nothing is.
         return_token_ids: ids beside the text; log-probabilities are then given for every id, shown as text or not.
         tokens_as_ids: log-probabilities name a token ``token_id:7`` instead of by its text.
         message: what a chat's answer is taken apart into.
     """
 
     echo: bool = False
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     tokens_as_ids: bool = False
     message: MessageForm = field(default_factory=MessageForm)
@@ -163,10 +165,14 @@ def sampling_params(
             values["max_tokens"] = request.max_completion_tokens
     else:
         values.setdefault("max_tokens", DEFAULT_COMPLETION_TOKENS)
+        if request.echo and request.logprobs is not None:
+            values["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
     if values.get("max_tokens", LARGEST) < LARGEST:  # more than the context is no error, it is clamped
         values["max_tokens"] = min(values["max_tokens"], max(limits.max_model_len, values.get("min_tokens", 0)))
     try:
-        return check_params(SamplingParams(**values), limits)
+        params = check_params(SamplingParams(**values), limits)
+        _check_generates(params, echo=getattr(request, "echo", False))
+        return params
     except RequestError as error:
         if error.param == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
             text = error.message.replace("max_tokens", "max_completion_tokens")
@@ -187,6 +193,13 @@ def check_params(params: SamplingParams, limits: Limits) -> SamplingParams:
             if token_id >= limits.vocab_size:
                 raise RequestError(_id_text(name, token_id, limits), param=name)
     return params
+
+
+def _check_generates(params: SamplingParams, echo: bool) -> None:
+    if params.max_tokens == 0 and params.prompt_logprobs is None and not echo:
+        raise RequestError(
+            f"max_tokens must be in [1, {MAX_TOKENS}], got 0, which is for echo or prompt_logprobs", param="max_tokens"
+        )
 
 
 def _bias_by_id(biases: dict[str, float] | None) -> dict[int, float] | None:
@@ -215,6 +228,8 @@ def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> N
     """Stream options, priority, salt, and what does not go together."""
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
+    if request.prompt_logprobs is not None and request.stream:
+        raise RequestError("prompt_logprobs is not allowed with stream: true", param="prompt_logprobs")
     if not -MAX_PRIORITY <= request.priority < MAX_PRIORITY:
         raise RequestError(f"priority must be in [{-MAX_PRIORITY}, {MAX_PRIORITY - 1}]", param="priority")
     if len(request.cache_salt) > limits.max_cache_salt_chars:
@@ -231,12 +246,6 @@ def generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
             "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
         )
     return not request.continue_final_message and request.add_generation_prompt is not False
-
-
-def check_echo(request: CompletionRequest) -> None:
-    """The log-probabilities of a prompt are not there yet, so an echoed prompt cannot have them."""
-    if request.echo and request.logprobs is not None:
-        raise RequestError("echo together with logprobs is not supported yet", param="echo")
 
 
 def truncate(
@@ -308,12 +317,12 @@ def check_vocabulary(token_ids: list[int], limits: Limits, param: str) -> None:
             raise RequestError(_id_text(param, token_id, limits), param=param)
 
 
-def check_token_ids(token_ids: list[int], limits: Limits, param: str = "prompt") -> None:
-    """Ids are within the logits' width and leave room for at least one output token."""
+def check_token_ids(token_ids: list[int], limits: Limits, param: str = "prompt", num_more: int = 1) -> None:
+    """Ids are within the logits' width and leave room for ``num_more`` tokens."""
     if not token_ids:
         raise RequestError(f"{param} is empty", param=param)
     check_vocabulary(token_ids, limits, param)
-    if len(token_ids) >= limits.max_model_len:
+    if len(token_ids) + num_more > limits.max_model_len:
         raise RequestError(
             f"the prompt has {len(token_ids)} tokens, but prompt and output together may have {limits.max_model_len} "
             "(--max-model-len)",

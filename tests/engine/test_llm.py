@@ -52,6 +52,19 @@ def test_bad_words(llm):
     assert "Paris" not in text and "the city of" not in text
 
 
+def test_prompt_logprobs(llm):
+    params = SamplingParams(temperature=0.0, max_tokens=5, logprobs=1, ignore_eos=True)
+    prompt = llm.get_tokenizer().encode("The sea is")
+    answer = llm.generate(prompt, params, use_tqdm=False)[0]
+    assert answer.prompt_logprobs is None
+    whole = [*prompt, *answer.outputs[0].token_ids]
+    scored = llm.generate(whole, SamplingParams(max_tokens=0, prompt_logprobs=1), use_tqdm=False)[0]
+    assert scored.outputs[0].finish_reason == "length" and not scored.outputs[0].token_ids
+    assert scored.prompt_logprobs[0] is None and len(scored.prompt_logprobs) == len(whole)
+    assert scored.prompt_logprobs[len(prompt) :] == answer.outputs[0].logprobs
+    assert [next(iter(each)) for each in scored.prompt_logprobs[1:]] == whole[1:]
+
+
 def test_bad_prompts_raise_before_anything_runs(llm):
     for prompt, text in (("", "empty"), ([1, 10**6], "1000000"), ("word " * 600, "512"), ({"wat": 1}, "wat")):
         with pytest.raises(RequestError, match=text):

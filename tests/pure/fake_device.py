@@ -11,7 +11,8 @@ import zlib
 
 import numpy as np
 
-from pyengine.sched.step import StepInput, StepOutput
+from pyengine.protocol import TokenLogprob
+from pyengine.sched.step import ScoreRead, StepInput, StepOutput
 
 
 class FakeDevice:
@@ -33,7 +34,8 @@ class FakeDevice:
         tokens = [self._attend(step, i) for i in range(len(step.rows)) if step.samples[i]]
         for row, token in zip(step.rows[step.samples].tolist(), tokens, strict=True):
             self.last_tokens[row] = token
-        return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32))
+        scores = tuple(self._score(step, read) for read in step.reads.scores)
+        return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32), prompt_scores=scores)
 
     def _copy(self, copies: list[list[int]]) -> None:
         sources, destinations = {src for src, _ in copies}, [dst for _, dst in copies]
@@ -61,13 +63,29 @@ class FakeDevice:
                 self.slots[slot] = (position, token)
 
     def _attend(self, step: StepInput, i: int) -> int:
-        row, length = int(step.rows[i]), int(step.num_computed_tokens[i] + step.num_new_tokens[i])
+        return self.sample(self._prefix(step, i, int(step.num_computed_tokens[i] + step.num_new_tokens[i])))
+
+    def _score(self, step: StepInput, read: ScoreRead) -> list[TokenLogprob]:
+        start, num_new = int(step.num_computed_tokens[read.batch_row]), int(step.num_new_tokens[read.batch_row])
+        assert 0 <= read.first and read.first + len(read.target_ids) <= num_new, "a token outside the chunk is read"
+        return [
+            self.score(self._prefix(step, read.batch_row, start + index + 1), target)
+            for index, target in enumerate(read.target_ids, read.first)
+        ]
+
+    def score(self, prefix: tuple[int, ...], target: int) -> TokenLogprob:
+        if prefix in self.nan_prefixes:
+            return TokenLogprob(float("nan"), 0, [], [])
+        return TokenLogprob(-(zlib.crc32(repr((prefix, target)).encode()) % 1000) / 10, target, [], [])
+
+    def _prefix(self, step: StepInput, i: int, length: int) -> tuple[int, ...]:
+        row = int(step.rows[i])
         prefix = []
         for position in range(length):
             stored, token = self.slots[self.tables[row, position // self.block_size], position % self.block_size]
             assert stored == position, f"row {row} reads position {stored} at {position}"
             prefix.append(token)
-        return self.sample(tuple(prefix))
+        return tuple(prefix)
 
     def sample(self, prefix: tuple[int, ...]) -> int:
         if prefix in self.nan_prefixes:

@@ -71,7 +71,10 @@ def test_choices_of_tokens_arrive(endpoint):
         ({"bad_words": ["x"] * 257}, "bad_words", "at most 256 entries, got 257"),
         ({"bad_words": ["x" * 257]}, "bad_words", "at most 256 characters, got 257"),
         ({"bad_words": ["ab" * 50]}, "bad_words", "must have 1 to 32 tokens"),
-        ({"prompt_logprobs": 1}, "prompt_logprobs", "prompt_logprobs is not supported yet"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "must be in [0, 20], got 21"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "must be in [0, 20], got -1"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not allowed with stream: true"),
+        ({"max_tokens": 0}, "max_tokens", "must be in [1, 16777216], got 0"),
         ({"spaces_between_special_tokens": False}, "spaces_between_special_tokens", "not supported yet"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "must be -1 or in [1, 63], got 0"),
         ({"truncate_prompt_tokens": 64}, "truncate_prompt_tokens", "got 64"),
@@ -111,14 +114,31 @@ def test_logprobs_of_completions():
         completion(top_logprobs=2)
 
 
+def test_prompt_logprobs():
+    for endpoint in (completion, chat):
+        assert endpoint().prompts[0].params.prompt_logprobs is None and endpoint().form.prompt_logprobs is None
+        asked = endpoint(prompt_logprobs=0, max_tokens=0)
+        assert asked.prompts[0].params.prompt_logprobs == asked.form.prompt_logprobs == 0
+        assert asked.prompts[0].params.max_tokens == 0
+    echoed = completion(echo=True, logprobs=3, stream=True)
+    assert echoed.prompts[0].params.prompt_logprobs == 3 and echoed.form.prompt_logprobs is None
+    both = completion(echo=True, logprobs=3, prompt_logprobs=5)
+    assert both.prompts[0].params.prompt_logprobs == 5 == both.form.prompt_logprobs
+    assert completion(echo=True, prompt_logprobs=2).prompts[0].params.logprobs is None
+
+
+def test_a_prompt_alone_may_fill_the_context():
+    full = list(range(5, 69))
+    assert completion(prompt=full, echo=True, max_tokens=0).prompts[0].params.max_tokens == 0
+    for fields in ({"max_tokens": 1}, {"echo": True}):
+        with pytest.raises(RequestError, match="the prompt has 64 tokens"):
+            completion(prompt=full, **fields)
+
+
 def test_form():
     assert completion().form == chat().form == AnswerForm()
     asked = completion(echo=True, return_token_ids=True, return_tokens_as_token_ids=True).form
     assert asked == AnswerForm(echo=True, return_token_ids=True, tokens_as_ids=True)
-    with pytest.raises(RequestError, match="echo together with logprobs is not supported yet"):
-        completion(echo=True, logprobs=1)
-    with pytest.raises(RequestError, match="max_tokens must be in"):
-        completion(echo=True, max_tokens=0)
     with pytest.raises(RequestError, match="echo is not supported yet"):
         chat(echo=True)
     assert PROCESSOR.prompt_text(completion().prompts[0]) == "hello"
