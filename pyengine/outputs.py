@@ -80,6 +80,25 @@ def _by_id(token_id: int, each: TokenLogprob, tokenizer: Tokenizer) -> dict[int,
     }
 
 
+@dataclass(frozen=True)
+class EmbeddingOutput:
+    """``embedding``: of Euclidean length 1."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True)
+class EmbeddingRequestOutput:
+    """One prompt and its embedding. Attributes as of ``RequestOutput``."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: Sequence[int]
+    outputs: EmbeddingOutput
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
 def prompt_logprobs_of(generation: Generation) -> list[dict[int, Logprob] | None] | None:
     """What ``RequestOutput.prompt_logprobs`` holds, from the first of a request's generations."""
     if generation.params.prompt_logprobs is None:

@@ -37,7 +37,8 @@ class PendingOutput:
             logprobs = _logprobs(self._sampled.logprobs, place)
         if self._read is None:
             return StepOutput(self._step_id, tokens, logprobs)
-        return StepOutput(self._step_id, tokens, logprobs, self._read.prompt_scores())
+        pooled = None if self._read.pooled is None else self._read.pooled.numpy()
+        return StepOutput(self._step_id, tokens, logprobs, self._read.prompt_scores(), pooled)
 
 
 def _logprobs(tensors: LogprobTensors, place: np.ndarray) -> dict[int, TokenLogprob]:

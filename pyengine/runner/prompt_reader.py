@@ -1,4 +1,4 @@
-"""Reads prompts on the device: log-probabilities of their own tokens, from the hidden states of a chunk.
+"""Reads prompts on the device, from the hidden states of a chunk: log-probabilities of their tokens, pooled vectors.
 
 The logits of a long prompt are never all there: they are made and used up in slices of a few rows, which fit into what
 the memory plan has for the sampler. A row's logits do not depend on its slice, so the results do not depend on how the
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyengine import ops
 from pyengine.protocol import TokenLogprob
+from pyengine.runner.pooler import Pooler
 from pyengine.sampling.stage import Upload
 from pyengine.sched.step import PromptReads, StepInput
 
@@ -24,13 +25,15 @@ MAX_SLICE_ROWS = 256
 
 @dataclass(frozen=True)
 class PromptTensors:
-    """What a step's ``reads`` found, in their order: see ops.logprobs for the scores."""
+    """What a step's ``reads`` found, in their order: see ops.logprobs for the scores, Pooler for ``pooled``."""
 
     reads: PromptReads
     scores: tuple[Tensor, ...] = ()
+    pooled: Tensor | None = None
 
     def map(self, move: Callable[[Tensor], Tensor]) -> PromptTensors:
-        return PromptTensors(self.reads, tuple(map(move, self.scores)))
+        pooled = None if self.pooled is None else move(self.pooled)
+        return PromptTensors(self.reads, tuple(map(move, self.scores)), pooled)
 
     def prompt_scores(self) -> tuple[list[TokenLogprob], ...]:
         """One list for each of ``reads.scores``. The tensors must be on the host."""
@@ -56,20 +59,26 @@ class PromptReader:
     def __init__(self, logits: Callable[[Tensor], Tensor], max_num_seqs: int, upload: Upload):
         self._logits = logits
         self._slice_rows = min(MAX_SLICE_ROWS, max_num_seqs)
+        self._pooler = Pooler(max_num_seqs, upload)
         self._upload = upload
 
     def rows(self, last_indices: Tensor, step: StepInput) -> Tensor:
         """int32 [num_seqs + N]: the rows of the pass whose hidden states are wanted: the last ones, then those read."""
         starts = np.cumsum(step.num_new_tokens) - step.num_new_tokens
+        reads = step.reads
+        counts = [len(read.target_ids) for read in reads.scores] + [read.num_tokens for read in reads.pools]
         wanted = [
-            np.arange(len(read.target_ids), dtype=np.int32) + (starts[read.batch_row] + read.first)
-            for read in step.reads.scores
+            np.arange(count, dtype=np.int32) + (starts[read.batch_row] + read.first)
+            for read, count in zip((*reads.scores, *reads.pools), counts, strict=True)
         ]
         return torch.cat((last_indices, self._upload(np.concatenate(wanted).astype(np.int32))))
 
     def read(self, hidden: Tensor, reads: PromptReads) -> PromptTensors:
         """``hidden`` [N, hidden_size]: what ``rows`` asked for behind the last ones."""
-        return PromptTensors(reads, self._score(hidden, reads) if reads.scores else ())
+        num_scored = sum(len(read.target_ids) for read in reads.scores)
+        scores = self._score(hidden[:num_scored], reads) if reads.scores else ()
+        pooled = self._pooler.pool(hidden[num_scored:], reads.pools) if reads.pools else None
+        return PromptTensors(reads, scores, pooled)
 
     def _score(self, hidden: Tensor, reads: PromptReads) -> tuple[Tensor, ...]:
         targets = self._upload(np.concatenate([np.asarray(read.target_ids, np.int32) for read in reads.scores]))

@@ -74,7 +74,7 @@ class Scheduler:
         if request.request_id in self._groups:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         num_prompt = len(request.prompt_token_ids)
-        max_tokens = self._output_budget(num_prompt, request.params.max_tokens)
+        max_tokens = self._output_budget(num_prompt, 0 if request.pooling else request.params.max_tokens)
         group = []
         for index in range(request.params.n):
             seq = Sequence(request, index, self._num_arrived, max_tokens)

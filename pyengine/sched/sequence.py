@@ -12,7 +12,7 @@ import enum
 from typing import Protocol
 
 from pyengine.kv.prefix_cache import BlockKey
-from pyengine.protocol import Request
+from pyengine.protocol import Pooling, Request
 
 
 class Status(enum.Enum):
@@ -112,6 +112,8 @@ class Sequence:
     @property
     def num_cacheable_tokens(self) -> int:
         """Leading tokens whose KV is all that is wanted of them, so that cached blocks may stand in for them."""
+        if self.request.pooling is Pooling.MEAN:
+            return 0
         return self.num_read_tokens if self.scores_prompt else len(self.token_ids)
 
     @property

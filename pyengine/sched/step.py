@@ -56,13 +56,34 @@ class ScoreRead:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRead:
+    """Tokens of a chunk of a prompt whose hidden states are added up.
+
+    Attributes:
+        batch_row, row: of the sequence in the step, and its device row.
+        first: index within the chunk of the first token that is added.
+        num_tokens: how many are.
+        begins: nothing was added before.
+        divisor: the sum over so many is wanted after this step; 0: more is to come.
+    """
+
+    batch_row: int
+    row: int
+    first: int
+    num_tokens: int
+    begins: bool
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptReads:
     """What a step reads of prompts; false when it reads nothing."""
 
     scores: tuple[ScoreRead, ...] = ()
+    pools: tuple[PoolRead, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.scores)
+        return bool(self.scores or self.pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +133,11 @@ class StepOutput:
         token_ids: int32 [num_sampled]; -1 where the logits were not finite.
         logprobs: by index into token_ids, of the sequences that asked for them.
         prompt_scores: a list for each of ``reads.scores``, with an entry for each of its tokens.
+        pooled: float32 [num_ended, hidden_size], for those of ``reads.pools`` that end; None without any.
     """
 
     step_id: int
     token_ids: np.ndarray
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
     prompt_scores: tuple[list[TokenLogprob], ...] = ()
+    pooled: np.ndarray | None = None

@@ -7,7 +7,7 @@ unknown and refused by name. ``null`` always means not given.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -100,6 +100,20 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """The body of /v1/embeddings; input as the prompt of a completion."""
+
+    input: str | list[Any]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    pooling: Literal["mean", "last"] | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int = 0
+    cache_salt: str = ""
+
+
 IGNORED = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
     "prompt_cache_options".split()
@@ -136,6 +150,7 @@ NOT_YET: dict[type[msgspec.Struct], dict[str, tuple[Any, ...]]] = {
     CompletionRequest: {**_NOT_YET_COMMON, **_NOT_YET_COMPLETION},
     TokenizeRequest: {},
     DetokenizeRequest: {},
+    EmbeddingRequest: {},
 }
 _TAKEN = {endpoint: frozenset(field.name for field in msgspec.structs.fields(endpoint)) for endpoint in NOT_YET}
 

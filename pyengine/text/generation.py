@@ -66,6 +66,7 @@ class Generation:
         scored: those of them that have left.
         prompt_logprobs: of the prompt from its second token on, all there before the first token; only at the first of
             n sequences.
+        embedding: what came instead of tokens, where a pooled vector was asked for.
     """
 
     tokenizer: Tokenizer
@@ -78,6 +79,7 @@ class Generation:
     logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
     scored: list[ScoredToken] = field(default_factory=list, init=False)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
+    embedding: bytes | None = field(default=None, init=False)
     finish_reason: str | None = field(default=None, init=False)
     stop_reason: str | int | None = field(default=None, init=False)
     error: str | None = field(default=None, init=False)
@@ -115,6 +117,7 @@ class Generation:
         if not self.token_ids:
             self.num_cached_tokens = delta.num_cached_tokens
             self.prompt_logprobs += delta.prompt_logprobs or ()
+            self.embedding = delta.embedding
         # A stop token is counted but is no text, unless stops are to be seen.
         hides_last = delta.stop_token_id is not None and not self.params.include_stop_str_in_output
         visible = delta.token_ids[:-1] if hides_last else delta.token_ids

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.protocol import Request
+from pyengine.protocol import Pooling, Request
 from pyengine.sampling_params import MAX_LOGPROBS, MAX_TOKENS, SamplingParams
 from pyengine.text.constraints import grammar_of
-from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
+from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.message import MessageForm
 from pyengine.text.tokenizer import check_encodable
@@ -36,6 +36,7 @@ class Limits:
     Attributes:
         max_model_len: tokens of prompt and output together.
         vocab_size: width of the logits; every token id must be smaller.
+        hidden_size: dimensions of an embedding.
         max_body_bytes: of a JSON body.
         max_prompts: prompts in one request.
         max_sequences: prompts times n.
@@ -46,6 +47,7 @@ class Limits:
 
     max_model_len: int
     vocab_size: int
+    hidden_size: int = 0
     max_body_bytes: int = 8 << 20
     max_prompts: int = 1024
     max_sequences: int = 1024
@@ -94,6 +96,7 @@ class PreparedRequest:
     continuous_usage: bool = False
     priority: int = 0
     cache_salt: str = ""
+    pooling: Pooling | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -114,6 +117,7 @@ class PreparedRequest:
                 priority=self.priority,
                 cache_salt=self.cache_salt,
                 arrival_s=arrival_s,
+                pooling=self.pooling,
             )
             for request_id, prompt in zip(request_ids, self.prompts, strict=True)
         ]
@@ -226,16 +230,29 @@ def _chat_logprobs(request: ChatRequest) -> int | None:
 
 def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> None:
     """Stream options, priority, salt, and what does not go together."""
+    check_service(request, limits)
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
     if request.prompt_logprobs is not None and request.stream:
         raise RequestError("prompt_logprobs is not allowed with stream: true", param="prompt_logprobs")
+
+
+def check_service(request: ChatRequest | CompletionRequest | EmbeddingRequest, limits: Limits) -> None:
+    """Priority and salt."""
     if not -MAX_PRIORITY <= request.priority < MAX_PRIORITY:
         raise RequestError(f"priority must be in [{-MAX_PRIORITY}, {MAX_PRIORITY - 1}]", param="priority")
     if len(request.cache_salt) > limits.max_cache_salt_chars:
         raise RequestError(
             f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(request.cache_salt)}",
             param="cache_salt",
+        )
+
+
+def check_dimensions(dimensions: int | None, limits: Limits) -> None:
+    """An embedding may be cut, not made longer."""
+    if dimensions is not None and not 1 <= dimensions <= limits.hidden_size:
+        raise RequestError(
+            f"dimensions must be in [1, {limits.hidden_size}], got {str(dimensions)[:40]}", param="dimensions"
         )
 
 
@@ -271,11 +288,11 @@ def truncate(
     return token_ids[-num_kept:]
 
 
-def check_counts(num_prompts: int, n: int, limits: Limits) -> None:
+def check_counts(num_prompts: int, n: int, limits: Limits, param: str = "prompt") -> None:
     """How many prompts and sequences one request asks for; looked at before anything is tokenised."""
     if num_prompts > limits.max_prompts:
         raise RequestError(
-            f"at most {limits.max_prompts} prompts are allowed in one request, got {num_prompts}", param="prompt"
+            f"at most {limits.max_prompts} prompts are allowed in one request, got {num_prompts}", param=param
         )
     if num_prompts * n > limits.max_sequences:
         raise RequestError(
@@ -284,17 +301,17 @@ def check_counts(num_prompts: int, n: int, limits: Limits) -> None:
         )
 
 
-def split_prompts(prompt: object) -> list[str | list[int]]:
+def split_prompts(prompt: object, param: str = "prompt") -> list[str | list[int]]:
     """The four forms of ``prompt`` as a list of texts or of id lists."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, (list, tuple)):
         raise RequestError(
-            f"prompt must be a string, strings, token ids or lists of token ids, got {type(prompt).__name__}",
-            param="prompt",
+            f"{param} must be a string, strings, token ids or lists of token ids, got {type(prompt).__name__}",
+            param=param,
         )
     if not prompt:
-        raise RequestError("prompt is empty", param="prompt")
+        raise RequestError(f"{param} is empty", param=param)
     if _all_ints(prompt):
         return [list(prompt)]
     if all(isinstance(item, str) for item in prompt):
@@ -302,7 +319,7 @@ def split_prompts(prompt: object) -> list[str | list[int]]:
     if all(isinstance(item, (list, tuple)) and _all_ints(item) for item in prompt):
         return [list(item) for item in prompt]
     raise RequestError(
-        "prompt must be a string, strings, token ids or lists of token ids, not a mixture", param="prompt"
+        f"{param} must be a string, strings, token ids or lists of token ids, not a mixture", param=param
     )
 
 

@@ -65,6 +65,27 @@ def test_prompt_logprobs(llm):
     assert [next(iter(each)) for each in scored.prompt_logprobs[1:]] == whole[1:]
 
 
+TEXTS = ["The cat sat on the mat.", "A cat was sitting on a rug.", "Rates rose."]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", None])
+def test_embeddings_tell_texts_apart(llm, pooling):
+    outputs = llm.embed(TEXTS, pooling, use_tqdm=False)
+    assert [output.prompt for output in outputs] == TEXTS and all(output.finished for output in outputs)
+    cat, other_cat, rates = (output.outputs.embedding for output in outputs)
+    assert sum(a * b for a, b in zip(cat, other_cat, strict=True)) > sum(a * b for a, b in zip(cat, rates, strict=True))
+    assert llm.embed(TEXTS[1], pooling, use_tqdm=False)[0].outputs.embedding == other_cat
+
+
+def test_embeddings_have_the_dimensions_asked_for(llm):
+    whole, cut = (llm.embed(TEXTS[0], dimensions=n, use_tqdm=False)[0].outputs.embedding for n in (None, 32))
+    length = sum(value * value for value in whole[:32]) ** 0.5
+    assert len(whole) == 576 and cut == pytest.approx([value / length for value in whole[:32]], abs=1e-6)
+    for arguments, text in (({"dimensions": 0}, "dimensions"), ({"pooling": "max"}, "pooling")):
+        with pytest.raises(RequestError, match=text):
+            llm.embed("x", use_tqdm=False, **arguments)
+
+
 def test_bad_prompts_raise_before_anything_runs(llm):
     for prompt, text in (("", "empty"), ([1, 10**6], "1000000"), ("word " * 600, "512"), ({"wat": 1}, "wat")):
         with pytest.raises(RequestError, match=text):

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from pyengine.protocol import TokenLogprob
-from pyengine.sched.step import ScoreRead, StepInput, StepOutput
+from pyengine.sched.step import PoolRead, ScoreRead, StepInput, StepOutput
 
 
 class FakeDevice:
@@ -22,6 +22,7 @@ class FakeDevice:
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}
         self.tables: dict[tuple[int, int], int] = {}
         self.last_tokens: dict[int, int] = {}
+        self.sums: dict[int, list[int]] = {}
         self.nan_prefixes: set[tuple[int, ...]] = set()
 
     def execute(self, step: StepInput) -> StepOutput:
@@ -35,7 +36,10 @@ class FakeDevice:
         for row, token in zip(step.rows[step.samples].tolist(), tokens, strict=True):
             self.last_tokens[row] = token
         scores = tuple(self._score(step, read) for read in step.reads.scores)
-        return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32), prompt_scores=scores)
+        vectors = [self._pool(step, read) for read in step.reads.pools]
+        ended = [vector for vector in vectors if vector is not None]
+        pooled = np.asarray(ended, np.float32) if step.reads.pools else None
+        return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32), prompt_scores=scores, pooled=pooled)
 
     def _copy(self, copies: list[list[int]]) -> None:
         sources, destinations = {src for src, _ in copies}, [dst for _, dst in copies]
@@ -77,6 +81,22 @@ class FakeDevice:
         if prefix in self.nan_prefixes:
             return TokenLogprob(float("nan"), 0, [], [])
         return TokenLogprob(-(zlib.crc32(repr((prefix, target)).encode()) % 1000) / 10, target, [], [])
+
+    def _pool(self, step: StepInput, read: PoolRead) -> list[float] | None:
+        start, num_new = int(step.num_computed_tokens[read.batch_row]), int(step.num_new_tokens[read.batch_row])
+        assert step.rows[read.batch_row] == read.row and read.first + read.num_tokens <= num_new
+        if read.begins:
+            self.sums[read.row] = []
+        first = start + read.first
+        for length in range(first + 1, first + read.num_tokens + 1):
+            self.sums[read.row].append(self.state(self._prefix(step, read.batch_row, length)))
+        return self.mean(self.sums.pop(read.row), read.divisor) if read.divisor else None
+
+    def state(self, prefix: tuple[int, ...]) -> float:
+        return float("nan") if prefix in self.nan_prefixes else zlib.crc32(repr(prefix).encode()) % 1000
+
+    def mean(self, states: list[float], divisor: int) -> list[float]:
+        return [sum(states) / divisor, len(states)]
 
     def _prefix(self, step: StepInput, i: int, length: int) -> tuple[int, ...]:
         row = int(step.rows[i])

@@ -16,6 +16,7 @@ from pyengine.text.fields import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from pyengine.text.responses import REFUSED, ResponsesRequest
@@ -46,6 +47,7 @@ def taken(struct: type) -> set[str]:
         ("Fields of completions alone", taken(CompletionRequest) - taken(ChatRequest) | {"logprobs"}),
         ("Fields of /tokenize", taken(TokenizeRequest)),
         ("Fields of /detokenize", taken(DetokenizeRequest)),
+        ("Fields of /v1/embeddings", taken(EmbeddingRequest)),
         ("Accepted without effect", set(IGNORED)),
         ("Fields of /v1/messages", taken(MessagesRequest)),
         ("Fields of /v1/responses", taken(ResponsesRequest)),
