@@ -23,6 +23,14 @@ MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 32
 
 
+class Thinking(msgspec.Struct, frozen=True):
+    """Marks around thinking that may come before an answer bound by a grammar; ``inside``: the prompt has opened it."""
+
+    begin: str
+    end: str
+    inside: bool = False
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Parameters of a generation; the constructor raises ``RequestError`` on a value out of range.
 
@@ -46,6 +54,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         bad_words: texts that the output must not contain: the last token of one is not drawn behind the others.
         bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
+        thinking: what may come before the output that ``grammar`` binds.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
         prompt_logprobs: the same at each token of the prompt but the first.
     """
@@ -73,6 +82,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: str | None = None
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, (str, list)):  # the offline class takes what vLLM's takes

@@ -24,6 +24,7 @@ from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
 from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
+from pyengine.sampling_params import Thinking
 from pyengine.sched.plan import StepPlan
 from pyengine.sched.prompt_reads import PromptReading
 from pyengine.sched.sequence import Grammar, Sequence, Status
@@ -47,7 +48,10 @@ class Scheduler:
     """Owns all live sequences. ``schedule`` decides a step, ``update`` is the only place where tokens are appended."""
 
     def __init__(
-        self, limits: SchedulerLimits, blocks: BlockManager, make_grammar: Callable[[str], Grammar] | None = None
+        self,
+        limits: SchedulerLimits,
+        blocks: BlockManager,
+        make_grammar: Callable[[str, Thinking | None], Grammar] | None = None,
     ):
         self.limits = limits
         self.blocks = blocks
@@ -80,7 +84,7 @@ class Scheduler:
             seq = Sequence(request, index, self._num_arrived, max_tokens)
             seq.parent = group[0] if group else None
             if request.params.grammar is not None:
-                seq.grammar = self._make_grammar(request.params.grammar)
+                seq.grammar = self._make_grammar(request.params.grammar, request.params.thinking)
             self._num_arrived += 1
             group.append(seq)
             heapq.heappush(self._waiting, (seq.sort_key, seq))
@@ -110,11 +114,12 @@ class Scheduler:
         return bool(self._groups)
 
     def constrained_sequences(self) -> list[tuple[int, Grammar]]:
-        """(batch row, grammar) of the newest step's sampling sequences that have one and still run."""
+        """(batch row, grammar) of the newest step's sampling sequences that still run and have one with a say now."""
         if not self._inflight:
             return []
         _, sampling, _ = self._inflight[-1]
-        return [(row, seq.grammar) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
+        bound = [(row, seq) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
+        return [(row, seq.grammar) for row, seq in bound if seq.grammar.constrains]
 
     def _drop_stale(self) -> None:
         """Rebuild the queue once most of it is entries of sequences that ended while they waited."""

@@ -27,6 +27,7 @@ class Grammar(Protocol):
     ready: bool
     error: str
     complete: bool
+    constrains: bool
 
     def accept(self, token_id: int) -> bool: ...
 

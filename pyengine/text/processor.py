@@ -34,7 +34,7 @@ from pyengine.text.fields import (
 from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_pooling, read_sampling_defaults
 from pyengine.text.message import MessageForm
-from pyengine.text.reasoning import find_reasoning_format, starts_inside
+from pyengine.text.reasoning import find_reasoning_format, starts_inside, thinking_before
 from pyengine.text.responses import ResponsesRequest, parse_responses
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
@@ -131,8 +131,8 @@ class TextProcessor:
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
         offer = self._tools(request.tools, request.tool_choice)
-        params = self._forced(offer, params)
         text = self._render_chat(request, offer)
+        params = self._forced(offer, self._behind_thinking(params, text))
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
@@ -158,6 +158,12 @@ class TextProcessor:
         if params.grammar is not None:
             raise RequestError("tool_choice cannot force a call of an answer in another format", param="tool_choice")
         return msgspec.structs.replace(params, grammar=grammar_of_call(call_schema(offer.forced)))
+
+    def _behind_thinking(self, params: SamplingParams, prompt: str) -> SamplingParams:
+        """A grammar binds the answer, not the thinking before it."""
+        if params.grammar is None:
+            return params
+        return msgspec.structs.replace(params, thinking=thinking_before(self.reasoning, prompt))
 
     def _message_form(self, request: ChatRequest, offer: Offer, prompt: str) -> MessageForm:
         tools = self.tool_format if offer.tools else None
@@ -265,6 +271,7 @@ class TextProcessor:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
         params = self.check_params(params)
         text = self.render(messages, variables, tools=tools)
+        params = self._behind_thinking(params, text)
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:
