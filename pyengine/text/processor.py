@@ -355,6 +355,7 @@ class TextProcessor:
     def _prepared(
         self, request: ChatRequest | CompletionRequest, prompts: list[PreparedPrompt], form: AnswerForm
     ) -> PreparedRequest:
+        validation.check_prompt_scores(prompts, self.limits)
         options = request.stream_options
         return PreparedRequest(
             prompts=tuple(prompts),

@@ -41,6 +41,7 @@ class Limits:
         max_prompts: prompts in one request.
         max_sequences: prompts times n.
         max_prompt_tokens: over all prompts of a request.
+        max_prompt_scores: tokens of all prompts, times the log-probabilities at each, times n.
         max_stop_chars: of one stop string.
         max_cache_salt_chars: of cache_salt.
     """
@@ -52,6 +53,7 @@ class Limits:
     max_prompts: int = 1024
     max_sequences: int = 1024
     max_prompt_tokens: int = 1 << 22
+    max_prompt_scores: int = 1 << 21
     max_stop_chars: int = 1024
     max_cache_salt_chars: int = 128
 
@@ -298,6 +300,20 @@ def check_counts(num_prompts: int, n: int, limits: Limits, param: str = "prompt"
         raise RequestError(
             f"prompts times n may be at most {limits.max_sequences}, got {num_prompts} x {n} = {num_prompts * n}",
             param="n",
+        )
+
+
+def check_prompt_scores(prompts: Sequence[PreparedPrompt], limits: Limits) -> None:
+    """How many log-probabilities of prompts an answer would have; each choice repeats those of its prompt."""
+    params = prompts[0].params
+    if params.prompt_logprobs is None:
+        return
+    num_tokens, each = sum(len(prompt.token_ids) for prompt in prompts), params.prompt_logprobs + 1
+    if num_tokens * each * params.n > limits.max_prompt_scores:
+        raise RequestError(
+            f"an answer may have {limits.max_prompt_scores} log-probabilities of prompts, got {num_tokens} tokens "
+            f"x {each} x n = {params.n}",
+            param="prompt_logprobs",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -125,6 +126,20 @@ def test_prompt_logprobs():
     both = completion(echo=True, logprobs=3, prompt_logprobs=5)
     assert both.prompts[0].params.prompt_logprobs == 5 == both.form.prompt_logprobs
     assert completion(echo=True, prompt_logprobs=2).prompts[0].params.logprobs is None
+
+
+def test_scores_of_prompts_are_bounded():
+    limits = dataclasses.replace(PROCESSOR.limits, max_prompt_scores=240)
+    processor = TextProcessor(PROCESSOR.text, limits)
+
+    def ask(**fields: object):
+        return processor.completion(json.dumps({"prompt": [[5] * 20] * 2, **fields}).encode())
+
+    assert len(ask(prompt_logprobs=5).prompts) == 2 and ask(prompt_logprobs=1, n=3) and ask(logprobs=20)
+    for fields in ({"prompt_logprobs": 6}, {"prompt_logprobs": 1, "n": 4}, {"echo": True, "logprobs": 6}):
+        with pytest.raises(RequestError, match="240 log-probabilities of prompts, got 40 tokens") as caught:
+            ask(**fields)
+        assert caught.value.param == "prompt_logprobs"
 
 
 def test_a_prompt_alone_may_fill_the_context():
