@@ -20,6 +20,16 @@ MAX_TOKENS = 1 << 24
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_ALLOWED_TOKEN_IDS = 1 << 18
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 32
+
+
+class Thinking(msgspec.Struct, frozen=True):
+    """Marks around thinking that may come before an answer bound by a grammar; ``inside``: the prompt has opened it."""
+
+    begin: str
+    end: str
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +56,14 @@ RANGES = {
     "top_k": Range(-1, (1 << 31) - 1, is_int=True),
     "min_p": Range(0.0, 1.0),
     "seed": Range(-(1 << 63), (1 << 63) - 1, is_int=True),
-    "max_tokens": Range(1, MAX_TOKENS, is_int=True),
+    "max_tokens": Range(0, MAX_TOKENS, is_int=True),
     "presence_penalty": Range(-2.0, 2.0),
     "frequency_penalty": Range(-2.0, 2.0),
     "repetition_penalty": Range(0.001, 10.0),  # it divides logits, and they must stay finite
     "logprobs": Range(0, MAX_LOGPROBS, is_int=True),
+    "prompt_logprobs": Range(0, MAX_LOGPROBS, is_int=True),
 }
-UNLESS_NONE = frozenset(("seed", "max_tokens", "logprobs"))  # None says something of its own here
+UNLESS_NONE = frozenset(("seed", "max_tokens", "logprobs", "prompt_logprobs"))  # None says something of its own here
 TOKEN_ID = Range(0, (1 << 31) - 1, is_int=True)
 BIAS = Range(-100.0, 100.0)
 # The most entries of each list.
@@ -61,6 +72,8 @@ MAX_ENTRIES = {
     "stop_token_ids": MAX_STOP_TOKEN_IDS,
     "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
     "logit_bias": MAX_LOGIT_BIAS,
+    "bad_words": MAX_BAD_WORDS,
+    "bad_words_token_ids": 2 * MAX_BAD_WORDS,  # each with and without a space in front
 }
 
 
@@ -74,7 +87,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         top_k: candidates kept; 0 or -1 keeps all.
         min_p: drop tokens less likely than min_p times the likeliest, in [0, 1].
         seed: 64-bit seed; None draws one per request.
-        max_tokens: output tokens at most; None is what the context leaves.
+        max_tokens: output tokens at most; None is what the context leaves, 0 computes the prompt alone.
         min_tokens: no end or stop before so many output tokens.
         stop: strings that end the text (not part of it unless include_stop_str_in_output).
         stop_token_ids: token ids that end the generation.
@@ -84,8 +97,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         repetition_penalty: over prompt and generated tokens, in [0.001, 10]; 1 is off.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
         allowed_token_ids: the only tokens that may be drawn; None allows all.
+        bad_words: texts that the output must not contain: the last token of one is not drawn behind the others.
+        bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
+        thinking: what may come before the output that ``grammar`` binds.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
+        prompt_logprobs: the same at each token of the prompt but the first.
     """
 
     n: int = 1
@@ -106,15 +123,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str | None = None
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, (str, list)):  # the offline class takes what vLLM's takes
             msgspec.structs.force_setattr(
                 self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             )
-        for name in ("stop_token_ids", "allowed_token_ids"):
+        for name in ("stop_token_ids", "allowed_token_ids", "bad_words"):
             if isinstance(getattr(self, name), list):
                 msgspec.structs.force_setattr(self, name, tuple(getattr(self, name)))
         for name, allowed in RANGES.items():
@@ -123,13 +144,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 allowed.check(name, value)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS if self.max_tokens is None else self.max_tokens)
         _check_token_choices(self)
-        _check_stop(self.stop)
+        _check_texts("stop", self.stop)
+        _check_bad_words(self)
         _check_ids("stop_token_ids", self.stop_token_ids)
 
     @property
     def has_penalties(self) -> bool:
-        """Whether drawing depends on which tokens came before."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether drawing depends on which tokens came before."""
+        return self.has_penalties or bool(self.bad_words_token_ids)
 
 
 def _check_token_choices(params: SamplingParams) -> None:
@@ -180,8 +206,19 @@ def _check_count(name: str, values: object, limit: int) -> None:
         raise RequestError(f"{name} may have at most {limit} entries, got {len(values)}", param=name)
 
 
-def _check_stop(stop: object) -> None:
-    _check_count("stop", stop, MAX_STOP_STRINGS)
-    for text in stop:
+def _check_texts(name: str, texts: object) -> None:
+    _check_count(name, texts, MAX_ENTRIES[name])
+    for text in texts:
         if not isinstance(text, str) or not text:
-            raise RequestError(f"stop must be non-empty strings, got {text!r:.80}", param="stop")
+            raise RequestError(f"{name} must be non-empty strings, got {text!r:.80}", param=name)
+
+
+def _check_bad_words(params: SamplingParams) -> None:
+    _check_texts("bad_words", params.bad_words)
+    _check_count("bad_words_token_ids", params.bad_words_token_ids, MAX_ENTRIES["bad_words_token_ids"])
+    for word in params.bad_words_token_ids:
+        _check_count("bad_words_token_ids", word, MAX_BAD_WORD_TOKENS)
+        if not word:
+            raise RequestError("bad_words_token_ids has an empty sequence", param="bad_words_token_ids")
+        for token_id in word:
+            _check_int("bad_words_token_ids", token_id, 0, (1 << 31) - 1)

@@ -94,7 +94,12 @@ def make_service(
 ) -> Service:
     """The service for the engine that has just said it is ready; ``model`` as the user named it."""
     model_name = config.served_model_name or model
-    limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
+    limits = Limits(
+        max_model_len=ready.max_model_len,
+        vocab_size=ready.vocab_size,
+        hidden_size=ready.hidden_size,
+        max_body_bytes=config.max_body_size,
+    )
     processor = TextProcessor(text, limits, [model_name], splits_reasoning=config.reasoning == "auto")
     metrics = Metrics(model_name, ready.max_model_len, board)
     return Service(model_name, processor, client, metrics, config, (*text.warnings, *access_notes(config)))

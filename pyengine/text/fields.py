@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -45,6 +45,8 @@ class _Common(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: int | None = None
@@ -101,6 +103,20 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """The body of /v1/embeddings; input as the prompt of a completion."""
+
+    input: str | list[Any]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    pooling: Literal["mean", "last"] | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int = 0
+    cache_salt: str = ""
+
+
 IGNORED = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
     "prompt_cache_options".split()
@@ -109,8 +125,6 @@ IGNORED = frozenset(
 # Field to the values that ask for nothing.
 _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
-    "prompt_logprobs": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "use_beam_search": (False,),
     "spaces_between_special_tokens": (True,),
@@ -139,6 +153,7 @@ NOT_YET: dict[type[msgspec.Struct], dict[str, tuple[Any, ...]]] = {
     CompletionRequest: {**_NOT_YET_COMMON, **_NOT_YET_COMPLETION},
     TokenizeRequest: {},
     DetokenizeRequest: {},
+    EmbeddingRequest: {},
 }
 
 

@@ -24,11 +24,13 @@ from pyengine.text.tokenizer import Tokenizer
 
 
 class ScoredToken(msgspec.Struct, frozen=True):
-    """A token with its log-probabilities; ``offset``: characters of the answer's text before it."""
+    """A token with its log-probabilities (None at the first of a prompt); ``offset``: characters of the answer's text
+    before it.
+    """
 
     token_id: int
     offset: int
-    logprob: TokenLogprob
+    logprob: TokenLogprob | None
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -62,6 +64,9 @@ class Generation:
         shown_ids: special tokens that are text whatever skip_special_tokens says: marks that a parser looks for.
         logprobs: one for each of ``token_ids`` when they were asked for.
         scored: those of them that have left.
+        prompt_logprobs: of the prompt from its second token on, all there before the first token; only at the first of
+            n sequences.
+        embedding: what came instead of tokens, where a pooled vector was asked for.
     """
 
     tokenizer: Tokenizer
@@ -73,6 +78,8 @@ class Generation:
     token_ids: list[int] = field(default_factory=list, init=False)
     logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
     scored: list[ScoredToken] = field(default_factory=list, init=False)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
+    embedding: bytes | None = field(default=None, init=False)
     finish_reason: str | None = field(default=None, init=False)
     stop_reason: str | int | None = field(default=None, init=False)
     error: str | None = field(default=None, init=False)
@@ -110,6 +117,8 @@ class Generation:
             return TextDelta("")
         if not self.token_ids:
             self.num_cached_tokens = delta.num_cached_tokens
+            self.prompt_logprobs += delta.prompt_logprobs or ()
+            self.embedding = delta.embedding
         # A stop token is counted but is no text, unless stops are to be seen.
         hides_last = delta.stop_token_id is not None and not self.params.include_stop_str_in_output
         visible = delta.token_ids[:-1] if hides_last else delta.token_ids

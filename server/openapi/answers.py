@@ -96,6 +96,14 @@ class ChatChoice(_Shape):
     token_ids: list[int] | UnsetType = UNSET
 
 
+class PromptToken(_Shape):
+    """What is said of a token of the prompt, or of one that might have stood there."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class ChatCompletion(_Shape):
     id: str
     object: str
@@ -104,6 +112,7 @@ class ChatCompletion(_Shape):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, PromptToken] | None] | UnsetType = UNSET
 
 
 class Delta(_Shape):
@@ -149,6 +158,7 @@ class CompletionChoice(_Shape):
     stop_reason: str | int | None
     prompt_token_ids: list[int] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, PromptToken] | None] | UnsetType = UNSET
 
 
 class Completion(_Shape):
@@ -160,6 +170,26 @@ class Completion(_Shape):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+
+
+class Embedding(_Shape):
+    """A vector: numbers, or base64 of float32 in little-endian order."""
+
+    object: str
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(_Shape):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(_Shape):
+    object: str
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class Model(_Shape):

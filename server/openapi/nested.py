@@ -9,7 +9,7 @@ import msgspec
 from pyengine.sampling_params import TOKEN_ID
 from pyengine.text import anthropic, messages, responses, tools
 from pyengine.text.anthropic import CountRequest, MessagesRequest
-from pyengine.text.fields import ChatRequest, CompletionRequest, StreamOptions, TokenizeRequest
+from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, StreamOptions, TokenizeRequest
 from pyengine.text.responses import ResponsesRequest
 from pyengine.text.tool_parser import TOOL_NAME
 
@@ -211,6 +211,8 @@ _FIELDS = {
     (ChatRequest, "structured_outputs"): _structured_outputs,
     (ChatRequest, "stream_options"): _stream_options,
     (CompletionRequest, "prompt"): _prompt,
+    (EmbeddingRequest, "input"): _prompt,
+    (EmbeddingRequest, "dimensions"): lambda: {"type": "integer", "minimum": 1},
     (CountRequest, "messages"): _anthropic_messages,
     (CountRequest, "system"): lambda: _blocks("text"),
     (CountRequest, "tools"): _anthropic_tools,

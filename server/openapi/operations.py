@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import msgspec
 
 from pyengine.text.anthropic import CountRequest, MessagesRequest
-from pyengine.text.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from pyengine.text.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from pyengine.text.responses import ResponsesRequest
 from server.openapi import answers
 
@@ -55,6 +61,9 @@ OPERATIONS: dict[str, Operation] = {
         CompletionRequest,
         answers.Completion,
         statuses=_GENERATING,
+    ),
+    "embeddings.create": Operation(
+        "Vectors of texts", answers.EmbeddingList, EmbeddingRequest, statuses=_GENERATING
     ),
     "responses.create": Operation(
         "OpenAI's Responses API without state",

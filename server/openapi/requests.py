@@ -15,7 +15,14 @@ import msgspec
 from pyengine.sampling_params import BIAS, MAX_ENTRIES, MAX_TOKENS, RANGES, TOKEN_ID, Range
 from pyengine.text import anthropic, fields, responses, validation
 from pyengine.text.anthropic import CountRequest, MessagesRequest
-from pyengine.text.fields import ChatRequest, CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
+from pyengine.text.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    StreamOptions,
+    TokenizeRequest,
+)
 from pyengine.text.responses import ResponsesRequest
 from server.openapi import nested
 
@@ -95,6 +102,8 @@ def _number_or_list(struct: type[msgspec.Struct], name: str) -> Schema | None:
         return {"type": "array", "items": number(TOKEN_ID)}
     if key not in MAX_ENTRIES:
         return {"type": "string", "maxLength": _limit("max_cache_salt_chars")} if key == "cache_salt" else None
+    if key == "bad_words":
+        return {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_ENTRIES[key]}
     if key == "stop":
         text = {"type": "string", "minLength": 1, "maxLength": _limit("max_stop_chars")}
         many = {"type": "array", "items": text, "maxItems": MAX_ENTRIES[key]}
@@ -125,6 +134,7 @@ def _refused(neutral: tuple[Any, ...]) -> Schema:
 BODIES = (
     ChatRequest,
     CompletionRequest,
+    EmbeddingRequest,
     ResponsesRequest,
     MessagesRequest,
     CountRequest,

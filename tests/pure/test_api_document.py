@@ -17,6 +17,7 @@ from pyengine.text.fields import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from pyengine.text.responses import ResponsesRequest
@@ -47,6 +48,7 @@ def taken(struct: type) -> set[str]:
         ("Fields of completions alone", taken(CompletionRequest) - taken(ChatRequest) | {"logprobs"}),
         ("Fields of /tokenize", taken(TokenizeRequest)),
         ("Fields of /detokenize", taken(DetokenizeRequest)),
+        ("Fields of /v1/embeddings", taken(EmbeddingRequest)),
         ("Accepted without effect", set(IGNORED)),
         ("Fields of /v1/messages", taken(MessagesRequest)),
         ("Refused by /v1/messages", set(anthropic.REFUSED)),

@@ -19,9 +19,8 @@ from pyengine.text.validation import Limits
 
 BPE = bpe_tokenizer()
 TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{# <tool_call> #}", {})
-TEXT = TextProcessor(
-    ModelText(BPE, TEMPLATE), Limits(max_model_len=4096, vocab_size=BPE.vocab_size), ["served"], splits_reasoning=True
-)
+LIMITS = Limits(max_model_len=4096, vocab_size=BPE.vocab_size, hidden_size=64)
+TEXT = TextProcessor(ModelText(BPE, TEMPLATE), LIMITS, ["served"], splits_reasoning=True)
 USER = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {}}
 CHAT_TOOL = {"type": "function", "function": {"name": "a", "parameters": SCHEMA}}
@@ -36,7 +35,7 @@ COMMON = {
     "top_k": ([-1, 0, 50, 3.0], [-2, 1.5]),
     "min_p": ([0, 1], [-0.1, 1.1]),
     "seed": ([0, -(2**63), 2**63 - 1], [2**63, 0.5]),
-    "max_tokens": ([1, 10**6], [0, -1, 10**400]),
+    "max_tokens": ([1, 10**6, {"max_tokens": 0, "prompt_logprobs": 0}], [0, -1, 10**400]),
     "min_tokens": ([0, 3], [-1, 2**24 + 1]),
     "stop": (["x", ["x"] * 16], ["", ["x"] * 17, 5]),
     "stop_token_ids": ([[], [5]], [[-1], [BPE.vocab_size], [1] * 129, "5"]),
@@ -48,6 +47,8 @@ COMMON = {
     "frequency_penalty": ([-2, 2], [-2.1, 2.1]),
     "repetition_penalty": ([0.001, 10], [0, 10.1]),
     "logit_bias": ([{}, {"5": -100, "6": 100}], [{"5": 101}, {"x": 1}, {str(BPE.vocab_size): 1}, 5]),
+    "bad_words": ([[], ["x"] * 256], [[""], ["x"] * 257, "x"]),
+    "prompt_logprobs": ([0, 20], [-1, 21, {"prompt_logprobs": 1, "stream": True}]),
     "allowed_token_ids": ([[5]], [[], [-1], [BPE.vocab_size]]),
     "add_special_tokens": ([True, False], [1]),
     "truncate_prompt_tokens": ([-1, 1, 4095], [0, -2, 4096]),
@@ -84,7 +85,18 @@ CHAT = {
 COMPLETION = {
     "prompt": (["a", ["a", "b"], [5], [[5], [6]]], ["", [], [5, "a"], 5, [BPE.vocab_size]]),
     "logprobs": ([0, 20], [21, -1]),
-    "echo": ([True], [{"echo": True, "logprobs": 1}, 1]),
+    "echo": ([True, {"echo": True, "logprobs": 1}, {"echo": True, "max_tokens": 0}], [1]),
+}
+EMBEDDING = {
+    "input": COMPLETION["prompt"],
+    "model": COMMON["model"],
+    "encoding_format": (["float", "base64"], ["int8", 5]),
+    "dimensions": ([1, 64], [0, 65, 0.5]),
+    "pooling": (["mean", "last"], ["max", 5]),
+    "truncate_prompt_tokens": COMMON["truncate_prompt_tokens"],
+    "add_special_tokens": COMMON["add_special_tokens"],
+    "priority": COMMON["priority"],
+    "cache_salt": COMMON["cache_salt"],
 }
 TOKENIZE = {
     "model": COMMON["model"],
@@ -153,6 +165,7 @@ BASES = {
     "completion": {"prompt": "a"},
     "tokenize": {"prompt": "a"},
     "detokenize": {"tokens": [5]},
+    "embeddings": {"input": "a"},
     "anthropic": {"messages": [USER], "max_tokens": 4},
     "anthropic_count": {"messages": [USER]},
     "responses": {"input": "a"},
@@ -164,6 +177,7 @@ TABLES = [
     ("completion", "Fields of completions alone", COMPLETION),
     ("tokenize", "Fields of /tokenize", TOKENIZE),
     ("detokenize", "Fields of /detokenize", DETOKENIZE),
+    ("embeddings", "Fields of /v1/embeddings", EMBEDDING),
     ("anthropic", "Fields of /v1/messages", MESSAGES),
     ("anthropic_count", "Fields of /v1/messages/count_tokens", COUNT),
     ("responses", "Fields of /v1/responses", RESPONSES),
@@ -215,7 +229,11 @@ def test_a_refused_field_is_the_documented_400_unless_it_asks_for_nothing(endpoi
 
 IGNORED = [
     *((endpoint, name) for endpoint in ("chat", "completion") for name in names("Accepted without effect")),
-    *((endpoint, name) for endpoint in ("tokenize", "detokenize") for name in names("Accepted without effect")),
+    *(
+        (endpoint, name)
+        for endpoint in ("tokenize", "detokenize", "embeddings")
+        for name in names("Accepted without effect")
+    ),
     *(("anthropic", name) for name in names("Accepted without effect by /v1/messages")),
     *(("responses", name) for name in names("Accepted without effect by /v1/responses")),
 ]
