@@ -1,5 +1,5 @@
-"""``python -m bench.report``: makes docs/benchmarks.md from bench/results/*.json. The newest record of each shape and
-workload counts.
+"""``python -m bench.report``: makes docs/benchmarks.md and docs/plots from bench/results/*.json. The newest record of
+each shape and workload counts.
 """
 
 from __future__ import annotations
@@ -8,16 +8,20 @@ import json
 import sys
 from pathlib import Path
 
+from bench import plots
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 TARGET = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "plots"
 
 HEAD = """# Benchmarks
 
-Made by `python -m bench.report` from `bench/results/*.json`, which `bench/serving/offline.py` writes. Offline, random
-prompts, every request to its last token, prefill included, median of the repeats. Machines differ and shared ones
-drift, so each record carries what the machine could do in the same run: read bandwidth on a CPU, copy bandwidth and a
-large matrix product on a GPU.
+Made by `python -m bench.report` from `bench/results/*.json`, which `python -m bench.serving offline` and `http` write.
+Random prompts, every request to its last token, prefill included, median of the repeats. Machines differ and shared
+ones drift, so each record carries what the machine could do in the same run: read bandwidth on a CPU, copy bandwidth
+and a large matrix product on a GPU. Over HTTP the client runs on the same machine, in several processes; TTFT counts
+from the moment a request is due, ITL between two events with text of one stream.
 
 | workload | requests | prompt | output |
 |---|---|---|---|
@@ -29,6 +33,9 @@ large matrix product on a GPU.
 | prefill | 256 | 2048 | 1 |
 | long16k | 16 | 16000 | 128 |
 | prefix | 512 | 2048 shared + 128 | 64 |
+| rate:R:N | N, Poisson, R a second | lognormal(5.8, 0.9) in 16..4000 | lognormal(5.0, 0.7) in 16..1000 |
+| burst:N | N at once | same | same |
+| spike | 32 at once, then six one after another | 512; 16000 | 700; 1 |
 
 To compare with, SmolLM2-135M on two cores of another machine (AMD Zen 5 with AVX-512 BF16, 40 GB/s), November 2026,
 best of three; llama.cpp's single stream is its decode rate alone and its 16 streams went over HTTP. Absolute figures of
@@ -42,8 +49,8 @@ different machines do not compare: bandwidth decides chat1, and the tables below
 
 
 def latest(records: list[dict]) -> list[dict]:
-    """One record per (shape, workload), the last written."""
-    return list({(record["shape"], record["workload"]): record for record in records}.values())
+    """One record per server, shape and workload, the last written."""
+    return list({(r.get("served_by"), r["shape"], r["workload"]): r for r in records}.values())
 
 
 def machine_text(record: dict) -> str:
@@ -65,11 +72,58 @@ def table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def http_table(records: list[dict]) -> str:
+    lines = [
+        "| model | workload | served by | output tok/s | TTFT p50 / p99, ms | ITL p50 / p99 / max, ms | "
+        "TTFT of long prompts, ms | machine in the same run | commit | date |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in latest(records):
+        longs = ", ".join(f"{ms:.0f}" for ms in r.get("long_ttft_ms", []))
+        lines.append(
+            f"| {r['shape']} | {r['workload']} | {r['served_by']} | {r['output_tok_s']:.0f} | "
+            f"{r['ttft_p50_ms']:.0f} / {r['ttft_p99_ms']:.0f} | "
+            f"{r['itl_p50_ms']:.1f} / {r['itl_p99_ms']:.1f} / {r['itl_max_ms']:.0f} | {longs} | "
+            f"{machine_text(r)} | {r['commit']} | {r['date']} |"
+        )
+    return "\n".join(lines)
+
+
+def start_table(records: list[dict]) -> str:
+    lines = [
+        "| model | flags | first token after, s | first try | phases, s | machine in the same run | commit | date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in latest(records):
+        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in r["phases_s"].items())
+        lines.append(
+            f"| {r['shape']} | `{r['flags']}` | {r['seconds']} | {r['first_try_s']} | {phases} | {machine_text(r)} | "
+            f"{r['commit']} | {r['date']} |"
+        )
+    return "\n".join(lines)
+
+
+def section(records: list[dict], device: str) -> str:
+    """All of one device: the engine alone, then over HTTP, then the start."""
+    online = [record for record in records if record.get("mode") == "http"]
+    offline = [record for record in records if "mode" not in record]
+    parts = [f"## {records[0]['device']}"]
+    if offline:
+        parts.append(table(offline))
+    if online:
+        parts += ["Over HTTP:", http_table(online)]
+    starts = [record for record in records if record.get("mode") == "start"]
+    if starts:
+        parts += ["From the start of the process to the first token:", start_table(starts)]
+    for path in plots.write(latest(records), device, PLOTS, machine_text):
+        parts.append(f"![{path.stem}](plots/{path.name})")
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> int:
     parts = [HEAD]  # what comes from elsewhere is in the head; all else is read from records
     for path in sorted(RESULTS.glob("*.json")):
-        records = json.loads(path.read_text())
-        parts.append(f"## {records[0]['device']}\n\n{table(records)}\n")
+        parts.append(section(json.loads(path.read_text()), path.stem))
     TARGET.write_text("\n".join(parts))
     print(f"wrote {TARGET}")
     return 0

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go: build in place, test on the device, prove and time the kernels, run the workloads.
-#   bench/run_all.sh [tests|kernels|workloads]...     default: all three; results go to bench/results and the terminal
+#   bench/run_all.sh [tests|kernels|workloads|http|load]...     default: all but load; results go to bench/results and the terminal
 # Needs what the environment already has (torch, cmake, ninja, nvcc); fetches nothing.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 build=${PE_BUILD_DIR:-/tmp/pyengine-gpu}
-parts=${*:-tests kernels workloads}
+parts=${*:-tests kernels workloads http}
 status=0
 step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
 check() { "$@" || { status=1; echo "FAILED: $*"; }; }
@@ -36,8 +36,20 @@ for part in $parts; do
       step "smol-135m"
       run --model bench/shapes/smol-135m --repeats 3 nano latency1
       ;;
+    http)
+      step "llama31-8b over HTTP"
+      check python3 -m bench.serving http --start-server "--model bench/shapes/llama31-8b --load-format dummy" --save \
+        --repeats 3 rate:25:3000 burst:512 spike
+      step "start to first token"
+      check python3 -m bench.startup --save --model bench/shapes/llama31-8b --load-format dummy
+      ;;
+    load)
+      step "llama31-8b: latency against load"
+      check python3 -m bench.serving http --start-server "--model bench/shapes/llama31-8b --load-format dummy" --save \
+        rate:5:100 rate:10:200 rate:15:300 rate:20:400 rate:30:600
+      ;;
     *)
-      echo "unknown part $part; have tests, kernels, workloads" >&2
+      echo "unknown part $part; have tests, kernels, workloads, http, load" >&2
       exit 2
       ;;
   esac

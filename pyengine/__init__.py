@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pyengine.llm import LLM
-    from pyengine.outputs import CompletionOutput, RequestOutput
+    from pyengine.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
     from pyengine.sampling_params import SamplingParams
 
 _LAZY = {
@@ -20,8 +20,9 @@ _LAZY = {
     "SamplingParams": "pyengine.sampling_params",
     "RequestOutput": "pyengine.outputs",
     "CompletionOutput": "pyengine.outputs",
+    "EmbeddingRequestOutput": "pyengine.outputs",
 }
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "EmbeddingRequestOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -69,6 +69,7 @@ class EngineFacts:
             startup_s=self.startup_s,
             memory=plan.ledger,
             notes=[*self.notes, *plan.warnings],
+            hidden_size=self.model.hidden_size,
         )
 
 

@@ -24,6 +24,7 @@ from pyengine.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
 from pyengine.errors import PyengineError, RequestError
+from pyengine.process_age import process_age_s
 from pyengine.protocol import (
     Abort,
     AbortSequence,
@@ -35,6 +36,7 @@ from pyengine.protocol import (
     Ready,
     Rejected,
     Request,
+    ServerEnded,
     Stats,
     StepDeltas,
     ToEngine,
@@ -87,6 +89,9 @@ class Link:
     def servers(self) -> list[bytes]:
         return list(self._servers)
 
+    def forget(self, server: bytes) -> None:
+        self._servers.pop(server, None)
+
     def broadcast(self, message: ToServer) -> None:
         for server in self._servers:
             self.send(server, message)
@@ -117,6 +122,7 @@ class EngineLoop:
             Request: self._on_request,
             Abort: self._on_abort,
             AbortSequence: self._on_abort_sequence,
+            ServerEnded: self._on_server_ended,
             Control: self._on_control,
         }
         self.stopping = False
@@ -175,6 +181,13 @@ class EngineLoop:
     def _on_abort_sequence(self, server: bytes, abort: AbortSequence) -> None:
         self._engine.abort_sequence(abort.request_id, abort.index)
         self._forget_if_done(abort.request_id)
+
+    def _on_server_ended(self, server: bytes, message: ServerEnded) -> None:
+        ended = message.name.encode()
+        self._link.forget(ended)
+        self._arriving.pop(ended, None)
+        self._num_received.pop(ended, None)
+        self._on_abort(server, Abort([request_id for request_id, owner in self._server_of.items() if owner == ended]))
 
     def _on_control(self, server: bytes, control: Control) -> None:
         if control.kind is ControlKind.FLUSH_PREFIX_CACHE:
@@ -244,6 +257,7 @@ def main(argv: list[str]) -> int:
         print("usage: python -m pyengine.engine_proc ipc:///path/of/socket < config.json", file=sys.stderr)
         return 2
     _die_with_parent()
+    imported_s = process_age_s()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # a terminal's Ctrl-C reaches the whole group; the server decides when to stop
@@ -253,6 +267,8 @@ def main(argv: list[str]) -> int:
     try:
         engine = Engine.start(config, _progress_reporter(link))
         loop = EngineLoop(engine, link, QueueLimits(config.max_queued_requests, config.max_queued_tokens))
+        startup_s = {"import": imported_s, **loop.ready.startup_s}
+        loop.ready = msgspec.structs.replace(loop.ready, startup_s=startup_s)
         link.broadcast(loop.ready)
         gc.collect()
         gc.freeze()  # the modules and the model's graph live as long as the process: never walk them again in a step

@@ -14,13 +14,22 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pyengine import embeddings
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
-from pyengine.outputs import CompletionOutput, RequestOutput
-from pyengine.protocol import Request, TokenDelta
+from pyengine.errors import RequestError
+from pyengine.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    RequestOutput,
+    prompt_logprobs_of,
+)
+from pyengine.protocol import Pooling, Request, TokenDelta
 from pyengine.sampling_params import SamplingParams
+from pyengine.text import validation
 from pyengine.text.generation import Generation
-from pyengine.text.processor import TextProcessor, load_model_text
+from pyengine.text.processor import POOLED, TextProcessor, load_model_text
 from pyengine.text.tokenizer import Tokenizer
 from pyengine.text.validation import Limits, PreparedPrompt
 
@@ -40,14 +49,27 @@ class LLM:
 
     def __init__(self, model: str = EngineConfig.model, **options: Any):
         # Nobody watches the tokens come: no step is kept short for them.
-        config = EngineConfig(model=model, **{"itl_target_ms": 0.0, **options})
+        self._start(EngineConfig(model=model, **{"itl_target_ms": 0.0, **options}))
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> LLM:
+        """One from a configuration that is there already."""
+        llm = cls.__new__(cls)
+        llm._start(config)
+        return llm
+
+    def _start(self, config: EngineConfig) -> None:
         bar = _LoadBar()
         try:
             self._engine = Engine.start(config, bar.show)
         finally:
             bar.close()
         facts = self._engine.facts
-        limits = Limits(max_model_len=facts.plan.max_model_len, vocab_size=facts.model.vocab_size)
+        limits = Limits(
+            max_model_len=facts.plan.max_model_len,
+            vocab_size=facts.model.vocab_size,
+            hidden_size=facts.model.hidden_size,
+        )
         self._text = TextProcessor(
             load_model_text(facts.model_path, config.tokenizer, random_weights=config.load_format == "dummy"), limits
         )
@@ -88,6 +110,34 @@ class LLM:
         ]
         return self._run(prepared, use_tqdm)
 
+    def embed(
+        self, prompts: Any, pooling: str | None = None, dimensions: int | None = None, use_tqdm: bool = True
+    ) -> list[EmbeddingRequestOutput]:
+        """One vector of length 1 for each prompt, from the model's final hidden states.
+
+        Args:
+            prompts: as in ``generate``.
+            pooling: "mean" of all tokens or the "last" of them; None: what the checkpoint says, else the mean.
+            dimensions: keep only so many of the first ones (Matryoshka representations); None: all.
+
+        Raises RequestError for a prompt or argument that cannot be served, before anything is computed.
+        """
+        validation.check_dimensions(dimensions, self._text.limits)
+        pooled_by = self._text.pooling(pooling)
+        prepared = [self._text.prepare_offline(prompt, POOLED) for prompt in _as_list(prompts)]
+        jobs = self._complete(prepared, use_tqdm, pooled_by)
+        return [job.embedding(request_id, dimensions) for request_id, job in jobs.items()]
+
+    @property
+    def engine(self) -> Engine:
+        """For programs that run its steps themselves."""
+        return self._engine
+
+    @property
+    def text(self) -> TextProcessor:
+        """What checks requests and makes text of tokens."""
+        return self._text
+
     def get_tokenizer(self) -> Tokenizer:
         return self._text.tokenizer
 
@@ -104,12 +154,19 @@ class LLM:
         return list(params)
 
     def _run(self, prepared: list[PreparedPrompt], use_tqdm: bool) -> list[RequestOutput]:
+        return [job.output(request_id) for request_id, job in self._complete(prepared, use_tqdm).items()]
+
+    def _complete(
+        self, prepared: list[PreparedPrompt], use_tqdm: bool, pooling: Pooling | None = None
+    ) -> dict[str, _Job]:
+        """All prompts through the engine; finished jobs by request id, in the order given."""
         jobs = {f"offline-{next(self._ids)}": _Job(prompt, self._text.generations(prompt)) for prompt in prepared}
         live = dict(jobs)
         try:
             for request_id, job in jobs.items():
+                eos_token_ids = list(self._text.eos_token_ids)
                 self._engine.add(
-                    Request(request_id, job.prompt.token_ids, job.prompt.params, list(self._text.eos_token_ids))
+                    Request(request_id, job.prompt.token_ids, job.prompt.params, eos_token_ids, pooling=pooling)
                 )
             with tqdm(total=len(jobs), desc="prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
                 while self._engine.has_work:
@@ -117,7 +174,7 @@ class LLM:
                         bar.update(self._take(delta, live))
         finally:
             self._engine.abort(list(live))
-        return [job.output(request_id) for request_id, job in jobs.items()]
+        return jobs
 
     def _take(self, delta: TokenDelta, live: dict[str, _Job]) -> int:
         """Give a delta to its generation; returns 1 when that completes the request."""
@@ -148,6 +205,21 @@ class _Job:
             [CompletionOutput.of(each) for each in self.generations],
             finished=True,
             num_cached_tokens=self.generations[0].num_cached_tokens,
+            prompt_logprobs=prompt_logprobs_of(self.generations[0]),
+        )
+
+    def embedding(self, request_id: str, dimensions: int | None) -> EmbeddingRequestOutput:
+        (generation,) = self.generations
+        if generation.embedding is None:
+            raise RequestError(f"no embedding of {request_id}: {generation.error}", status=500)
+        vector = embeddings.finish(generation.embedding, dimensions)
+        num_cached = generation.num_cached_tokens
+        return EmbeddingRequestOutput(
+            request_id,
+            self.prompt.text,
+            self.prompt.token_ids,
+            EmbeddingOutput(vector.tolist()),
+            num_cached_tokens=num_cached,
         )
 
 

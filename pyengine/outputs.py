@@ -81,6 +81,33 @@ def _by_id(token_id: int, each: TokenLogprob, tokenizer: Tokenizer) -> dict[int,
 
 
 @dataclass(frozen=True)
+class EmbeddingOutput:
+    """``embedding``: of Euclidean length 1."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True)
+class EmbeddingRequestOutput:
+    """One prompt and its embedding. Attributes as of ``RequestOutput``."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: Sequence[int]
+    outputs: EmbeddingOutput
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
+def prompt_logprobs_of(generation: Generation) -> list[dict[int, Logprob] | None] | None:
+    """What ``RequestOutput.prompt_logprobs`` holds, from the first of a request's generations."""
+    if generation.params.prompt_logprobs is None:
+        return None
+    pairs = zip(generation.prompt_token_ids[1:], generation.prompt_logprobs, strict=True)
+    return [None, *(_by_id(token_id, each, generation.tokenizer) for token_id, each in pairs)]
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """One prompt and its n answers.
 
@@ -91,6 +118,8 @@ class RequestOutput:
         outputs: one for each of the n sequences, in order.
         finished: whether all of them have ended.
         num_cached_tokens: prompt tokens that the prefix cache already held.
+        prompt_logprobs: for each prompt token it and the likeliest, by id; None at the first, before which nothing
+            comes, and None for all when they were not asked for.
     """
 
     request_id: str
@@ -99,3 +128,4 @@ class RequestOutput:
     outputs: Sequence[CompletionOutput]
     finished: bool
     num_cached_tokens: int = 0
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None

@@ -4,7 +4,7 @@ Text never crosses this border and tensors never cross it either: prompts are to
 message is an array-like tagged struct, so that a decoder accepts exactly these types and nothing executable. One
 ``StepDeltas`` goes to each server per engine step, however many tokens it carries.
 
-    server -> engine: Hello, Request, Abort, AbortSequence, Control
+    server -> engine: Hello, Request, Abort, AbortSequence, ServerEnded, Control
     engine -> server: Progress, Ready, StepDeltas, Rejected, Fatal
 """
 
@@ -25,6 +25,13 @@ class Hello(_Message):
     """A server's first message: the engine answers it with Progress while it starts, and with Ready."""
 
 
+class Pooling(enum.Enum):
+    """How the hidden states of a prompt become one vector: their mean, or the last of them."""
+
+    MEAN = "mean"
+    LAST = "last"
+
+
 class Request(_Message):
     """One prompt to continue. Made and checked by the server; the engine answers with deltas for n sequences.
 
@@ -37,6 +44,7 @@ class Request(_Message):
         cache_salt: prefix-cache blocks are shared only between requests of equal salt.
         arrival_s: wall-clock seconds (time.time) when the server took the request.
         num_more: prompts of the same client's request that follow at once; the engine queues all of them or none.
+        pooling: nothing is generated, the answer is the pooled final hidden states; n is 1.
     """
 
     request_id: str
@@ -47,6 +55,7 @@ class Request(_Message):
     cache_salt: str = ""
     arrival_s: float = 0.0
     num_more: int = 0
+    pooling: Pooling | None = None
 
 
 class Abort(_Message):
@@ -62,6 +71,12 @@ class AbortSequence(_Message):
     index: int
 
 
+class ServerEnded(_Message):
+    """Another server, known by this name on the socket, is no more: forget it and all of its requests."""
+
+    name: str
+
+
 class ControlKind(enum.Enum):
     """The closed list of things a server may ask of an engine besides requests."""
 
@@ -71,6 +86,10 @@ class ControlKind(enum.Enum):
 
 class Control(_Message):
     kind: ControlKind
+
+
+# The error of a sequence that its own request left without a token to draw; all others are ours.
+NO_TOKEN_LEFT = "no token can be drawn here: allowed_token_ids, bad_words, the grammar and min_tokens leave none"
 
 
 class FinishReason(enum.Enum):
@@ -108,6 +127,9 @@ class TokenDelta(_Message, gc=False):
         num_cached_tokens: prompt tokens taken from the prefix cache; meaningful in a sequence's first delta.
         error: text when finish_reason is ERROR.
         logprobs: one for each of token_ids when the request asked for them.
+        prompt_logprobs: of the next tokens of the prompt, from its second on, as they are computed; of the first of n
+            sequences. All are there before its first token.
+        embedding: with a request for one, in its only delta: float32 [hidden_size], little-endian, of any length.
     """
 
     request_id: str
@@ -118,6 +140,8 @@ class TokenDelta(_Message, gc=False):
     num_cached_tokens: int = 0
     error: str | None = None
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    embedding: bytes | None = None
 
 
 class Stats(_Message):
@@ -180,6 +204,7 @@ class Ready(_Message):
         memory: lines of the memory ledger, bytes by name.
         notes: warnings for the operator, one line each.
         max_queued_requests, max_queued_tokens: bounds of the queue (see ``admission``).
+        hidden_size: dimensions of an embedding.
     """
 
     model_name: str
@@ -196,6 +221,7 @@ class Ready(_Message):
     notes: list[str] = []
     max_queued_requests: int = 0
     max_queued_tokens: int = 0
+    hidden_size: int = 0
 
 
 class Progress(_Message):
@@ -212,7 +238,7 @@ class Fatal(_Message):
     exit_code: int = 1
 
 
-ToEngine = Hello | Request | Abort | AbortSequence | Control
+ToEngine = Hello | Request | Abort | AbortSequence | ServerEnded | Control
 ToServer = Ready | Progress | StepDeltas | Rejected | Fatal
 
 _encoder = msgspec.msgpack.Encoder()

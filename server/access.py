@@ -120,8 +120,12 @@ class Access:
         self._keys = ApiKeys(all_keys(config))
         self._hosts = HostNames(config.host, config.allowed_host)
         self._origins = Origins(config.allowed_origin)
-        self._open = OPEN_ENDPOINTS | ({METRICS_ENDPOINT} if config.public_metrics else frozenset())
+        self.open_endpoints = OPEN_ENDPOINTS | ({METRICS_ENDPOINT} if config.public_metrics else frozenset())
         self._salt_per_key = config.prefix_cache_per_key
+
+    @property
+    def needs_keys(self) -> bool:
+        return bool(self._keys)
 
     def install(self, app: Flask) -> None:
         app.before_request(self._before)
@@ -134,7 +138,7 @@ class Access:
         self._check_origin()
         if g.origin and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return self._preflight()
-        if self._keys and request.endpoint not in self._open:
+        if self._keys and request.endpoint not in self.open_endpoints:
             self._check_key()
         return None
 
@@ -177,7 +181,7 @@ class Access:
         origin = g.get("origin")
         if origin:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = f"{request_id.HEADER}, Retry-After"
+            response.headers["Access-Control-Expose-Headers"] = f"{request_id.HEADER}, Retry-After, X-Ignored-Fields"
             response.headers.add("Vary", "Origin")
         return response
 

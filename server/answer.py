@@ -10,6 +10,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from pyengine.errors import RequestError
+from pyengine.protocol import NO_TOKEN_LEFT
 from pyengine.text.generation import Generation, TextDelta
 from pyengine.text.validation import PreparedRequest
 from server.engine_client import SequenceFailed
@@ -36,6 +38,7 @@ class Answer:
             for generation in service.text.generations(prompt, prepared.form):
                 self._choice[request_id, generation.index] = len(self.generations)
                 self.generations.append(generation)
+        self._num_unfinished = len(self.generations)
         self._metrics = service.metrics.track(prepared.num_prompt_tokens)
         self._closed = False
         self._stream = service.client.submit(prepared.to_requests(ids, time.time()))
@@ -53,7 +56,7 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        return all(generation.finished for generation in self.generations)
+        return not self._num_unfinished
 
     def next(self, timeout_s: float | None = None) -> list[tuple[int, TextDelta]]:
         """(choice, delta) pairs since the last call; [] when nothing came within ``timeout_s``.
@@ -68,8 +71,12 @@ class Answer:
             if generation.finished:
                 continue
             text_delta = generation.push(delta)
+            if text_delta.finish_reason is not None:
+                self._num_unfinished -= 1
             if text_delta.abort:
                 self._service.client.end_sequence(self._stream, delta.request_id, delta.index)
+            if text_delta.error == NO_TOKEN_LEFT:
+                raise RequestError(text_delta.error)
             if text_delta.error is not None:
                 raise SequenceFailed(text_delta.error)
             out.append((choice, text_delta))

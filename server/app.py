@@ -9,11 +9,12 @@ from collections.abc import Callable
 from flask import Flask, Response
 
 from pyengine.errors import RequestError
-from server import ops
+from server import ignored_fields, ops
 from server.access import Access
 from server.anthropic import messages
 from server.config import ServerConfig
-from server.openai import chat, completions, errors, models, response_routes, tokenize
+from server.openai import chat, completions, embeddings, errors, models, response_routes, tokenize
+from server.openapi import routes as openapi
 from server.service import Service
 from server.state import ServerState
 
@@ -35,10 +36,13 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
         return service()
 
     app.register_blueprint(ops.make_blueprint(state, service))
-    for resource in (chat, completions, models, tokenize, messages, response_routes):
+    for resource in (chat, completions, embeddings, models, tokenize, messages, response_routes):
         app.register_blueprint(resource.make_blueprint(ready_service))
+    access = Access(config)
+    app.register_blueprint(openapi.make_blueprint(access, config, service))
     errors.install(app)
-    Access(config).install(app)
+    access.install(app)
+    ignored_fields.install(app)
 
     @app.after_request
     def end_connections(response: Response) -> Response:

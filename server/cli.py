@@ -5,15 +5,13 @@ help.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
-import types
-import typing
 
 from pyengine import __version__
 from pyengine.config import EngineConfig
 from pyengine.errors import PyengineError
+from pyengine.options import add_options, config_of
 from server.config import ServerConfig
 
 API_KEY_VARIABLE = "PYENGINE_API_KEY"  # a secret, so it may stay out of the process list
@@ -36,44 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"pyengine {__version__}")
-    _add_options(parser.add_argument_group("server"), ServerConfig)
-    _add_options(parser.add_argument_group("model and engine"), EngineConfig)
+    add_options(parser.add_argument_group("server"), ServerConfig)
+    add_options(parser.add_argument_group("model and engine"), EngineConfig)
     return parser
-
-
-def _add_options(group: argparse._ArgumentGroup, config_class: type) -> None:
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        flag = "--" + field.name.replace("_", "-")
-        help_text = field.metadata["help"].replace("%", "%%")
-        repeatable = typing.get_origin(hints[field.name]) is tuple
-        if field.default is not None and not repeatable and hints[field.name] is not bool:
-            help_text += f" (default {field.default})"
-        if hints[field.name] is bool:
-            default_text = "on" if field.default else "off"
-            group.add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=f"{help_text} (default {default_text})",
-            )
-        else:
-            group.add_argument(
-                flag,
-                action="append" if repeatable else "store",
-                type=_plain_type(hints[field.name]),
-                default=argparse.SUPPRESS,
-                metavar=field.name.rsplit("_", 1)[-1].upper(),
-                help=help_text,
-                choices=field.metadata.get("choices"),
-            )
-
-
-def _plain_type(hint: object) -> type:
-    """``int | None`` -> int, ``tuple[str, ...]`` -> str."""
-    if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None))
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
 
 
 def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
@@ -83,12 +46,7 @@ def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
     if os.environ.get(API_KEY_VARIABLE):
         values["api_key"] = (*values.get("api_key", ()), os.environ[API_KEY_VARIABLE])
 
-    def of(config_class: type):
-        return config_class(
-            **{field.name: values[field.name] for field in dataclasses.fields(config_class) if field.name in values}
-        )
-
-    return of(ServerConfig), of(EngineConfig)
+    return config_of(ServerConfig, values), config_of(EngineConfig, values)
 
 
 def main(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pyengine.config import option
 from pyengine.errors import ConfigError
+from pyengine.text.unknown_fields import POLICIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,9 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     port: int = option(8000, "TCP port; 0 takes a free one and prints it")
+    api_workers: int = option(
+        1, "processes that serve HTTP, on one port; more than one when the cores are there and one is not enough"
+    )
     served_model_name: str | None = option(None, "name that clients use in 'model'; default: the model as given")
     reasoning: str = option(
         "auto",
@@ -25,9 +29,16 @@ class ServerConfig:
     keep_alive_interval: float = option(
         15.0, "seconds between comment lines on a stream that has nothing to say yet; 0: none"
     )
+    unknown_fields: str = option(
+        "error",
+        "error: a request with a field that the API does not know is a 400 that names it; warn: such fields are "
+        "ignored, and the header X-Ignored-Fields and a line in the log name them",
+        choices=POLICIES,
+    )
     max_body_size: int = option(8 << 20, "bytes of a request body at most")
     max_connections: int = option(
-        2048, "open connections at most; the one that has been idle the longest makes room for a new one"
+        2048,
+        "open connections at most, of each API worker; the one that has been idle the longest makes room for a new one",
     )
     idle_timeout: float = option(75.0, "seconds that a connection may be idle between two requests")
     client_timeout: float = option(
@@ -65,6 +76,6 @@ class ServerConfig:
         for name in ("idle_timeout", "client_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"--{name.replace('_', '-')} must be more than 0 seconds, got {getattr(self, name)}")
-        for name in ("max_body_size", "max_connections"):
+        for name in ("api_workers", "max_body_size", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
@@ -16,7 +17,6 @@ from pyengine.config import format_bytes
 if TYPE_CHECKING:
     from pyengine.protocol import Ready
     from server.config import ServerConfig
-    from server.service import Service
 
 
 def say(text: str) -> None:
@@ -56,7 +56,14 @@ class ProgressBar:
             self._bar = None
 
 
-def print_summary(ready: Ready, config: ServerConfig, service: Service, started_s: float) -> None:
+class Served(Protocol):
+    """What a service says of itself."""
+
+    model_name: str
+    notes: Sequence[str]
+
+
+def print_summary(ready: Ready, config: ServerConfig, service: Served, port: int, began_s: float) -> None:
     """Model, device, memory ledger, seconds per phase, where to reach it."""
     lines = [f"pyengine {__version__}: {service.model_name} ({ready.model_name}, {ready.dtype}) on {ready.device}"]
     width = max(map(len, ready.memory))
@@ -68,9 +75,9 @@ def print_summary(ready: Ready, config: ServerConfig, service: Service, started_
         f"steps of up to {ready.max_num_seqs} sequences, {ready.max_num_batched_tokens} tokens"
     )
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.startup_s.items())
-    lines.append(f"  ready in {time.monotonic() - started_s:.1f} s ({phases})")
+    lines.append(f"  ready in {time.monotonic() - began_s:.1f} s ({phases})")
     lines += [f"  note: {note}" for note in (*ready.notes, *service.notes)]
-    lines.append(f"  OpenAI's API at http://{_shown_host(config.host)}:{service.port}/v1")
+    lines.append(f"  OpenAI's API at http://{_shown_host(config.host)}:{port}/v1")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 

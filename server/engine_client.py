@@ -26,6 +26,7 @@ from pyengine.protocol import (
     Ready,
     Rejected,
     Request,
+    ServerEnded,
     Stats,
     StepDeltas,
     TokenDelta,
@@ -33,6 +34,7 @@ from pyengine.protocol import (
     encode,
 )
 from server.load import Backlog, load_of
+from server.wakeup import Wakeup
 
 
 class EngineDead(Exception):
@@ -55,7 +57,7 @@ class TokenStream:
         self.unfinished = set(self.token_ids)
         self._pending: list[TokenDelta] = []
         self._error: Exception | None = None
-        self._wake = Event()
+        self._wake = Wakeup()
         self._taken = Event()
 
     def wait_until_taken(self, timeout_s: float) -> None:
@@ -82,24 +84,36 @@ class TokenStream:
         return pending
 
     def put(self, delta: TokenDelta) -> None:
+        """Take a delta of the engine; one of a sequence that the text side has ended adds nothing."""
         key = (delta.request_id, delta.index)
+        if key not in self.unfinished:
+            return
         self.token_ids[key] += delta.token_ids
         if delta.finish_reason is not None:
             self.unfinished.discard(key)
         self._pending.append(delta)
         self._wake.set()
-        self._taken.set()
 
     def fail(self, error: Exception) -> None:
         self._error = error
         self._wake.set()
         self._taken.set()
 
+    def close(self) -> None:
+        """Nobody reads it any more."""
+        self._wake.close()
+
 
 class EngineClient:
-    """Speaks to the current engine process. ``on_ready`` and ``on_progress`` are called from the reading greenlet."""
+    """Speaks to the current engine process. ``on_ready`` and ``on_progress`` are called from the reading greenlet.
 
-    def __init__(self, on_ready: Callable[[Ready], None], on_progress: Callable[[Progress], None]):
+    ``name``: by which another process can tell the engine that this one has ended.
+    """
+
+    def __init__(
+        self, on_ready: Callable[[Ready], None], on_progress: Callable[[Progress], None], name: str | None = None
+    ):
+        self._name = name
         self.stats = Stats()
         self.on_step: Callable[[Stats], None] | None = None
         self.fatal: Fatal | None = None
@@ -124,6 +138,8 @@ class EngineClient:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if self._name is not None:
+            self._socket.setsockopt(zmq.IDENTITY, self._name.encode())
         self._socket.connect(address)
         self._socket.send(encode(Hello()))
         self._reader = gevent.spawn(self._read, self._socket)
@@ -151,9 +167,15 @@ class EngineClient:
 
     def forget(self, stream: TokenStream) -> None:
         """The reader is gone or satisfied: abort what is still running. Safe to call twice."""
+        stream.close()
         running = [request_id for request_id in stream.requests if self._streams.pop(request_id, None) is not None]
         if running and self._socket is not None:
             self._socket.send(encode(Abort(running)))
+
+    def server_ended(self, name: str) -> None:
+        """Another server of this engine is no more: nobody waits for its requests."""
+        if self._socket is not None:
+            self._socket.send(encode(ServerEnded(name)))
 
     def _drop_if_done(self, stream: TokenStream, request_id: str) -> None:
         if not any(owner == request_id for owner, _ in stream.unfinished):
@@ -208,8 +230,6 @@ class EngineClient:
             stream = self._streams.get(delta.request_id)
             if stream is None:
                 continue  # aborted a moment ago
-            if (delta.request_id, delta.index) not in stream.unfinished:
-                continue  # the text side ended this sequence
             stream.put(delta)
             if delta.finish_reason is not None:
                 self._drop_if_done(stream, delta.request_id)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,17 +20,18 @@ from pyengine.config import EngineConfig
 
 class EngineProcess:
     """One child at a time; each start gets a fresh socket path, so that nothing of a dead engine's socket is ever
-    read.
+    read. ``command`` is what to run, short of the address of the socket.
     """
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
+    def __init__(self, command: Sequence[str] = (sys.executable, "-m", "pyengine.engine_proc")) -> None:
+        self._command = command
+        self.folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
         self._num_starts = 0
         self._child: subprocess.Popen | None = None
 
     @property
     def address(self) -> str:
-        return f"ipc://{self._folder}/engine-{self._num_starts}.sock"
+        return f"ipc://{self.folder}/engine-{self._num_starts}.sock"
 
     @property
     def pid(self) -> int | None:
@@ -38,9 +40,7 @@ class EngineProcess:
     def start(self) -> None:
         """Start a child; it imports what it needs while its configuration is still being worked out."""
         self._num_starts += 1
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "pyengine.engine_proc", self.address], stdin=subprocess.PIPE
-        )
+        self._child = subprocess.Popen([*self._command, self.address], stdin=subprocess.PIPE)
 
     def configure(self, config: EngineConfig) -> None:
         """Tell the child what to run."""
@@ -70,4 +70,4 @@ class EngineProcess:
             self._child.wait()
 
     def remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

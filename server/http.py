@@ -148,6 +148,11 @@ class Handler(WSGIHandler):
             headers.append(("Connection", "close"))
         return super().start_response(status, headers, exc_info)
 
+    def _write(self, data: bytes) -> None:
+        """A piece of the body; gevent's own takes three copies for a chunk."""
+        if data:
+            self._sendall(b"%x\r\n%b\r\n" % (len(data), data) if self.response_use_chunked else data)
+
     def _sendall(self, data: bytes | bytearray) -> None:
         """Send, waiting for the client no longer than the timeout and a second for each MIN_BYTES_PER_S."""
         num_sent = self.socket.send(data)
@@ -214,6 +219,8 @@ class HttpServer(WSGIServer):
 
     def __init__(self, listener: socket.socket, app: Callable, config: ServerConfig):
         super().__init__(listener, app, handler_class=Handler, log=None, error_log=sys.stderr)
+        if config.api_workers > 1:
+            self.max_accept = 1  # the next connection may be another worker's
         self.access_log = config.access_log
         self.client_timeout_s = config.client_timeout
         self.idle_timeout_s = config.idle_timeout

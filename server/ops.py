@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flask import Blueprint, Response, jsonify
 
 from pyengine import __version__
-from server.openai.errors import error_body
+from server.openai.error_shapes import error_body
 from server.service import Service
 from server.state import ServerState
 

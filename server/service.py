@@ -18,6 +18,8 @@ from server.access import notes as access_notes
 from server.answer import Answer
 from server.config import ServerConfig
 from server.engine_client import EngineClient
+from server.ignored_fields import lenient, note
+from server.metric_board import Board
 from server.metrics import Metrics
 from server.threads import Computation
 
@@ -32,7 +34,6 @@ class Service:
     """One model, ready to answer. ``num_open`` counts HTTP answers that are being written."""
 
     model_name: str
-    port: int
     text: TextProcessor
     client: EngineClient
     metrics: Metrics
@@ -54,6 +55,14 @@ class Service:
 
     def prepare(self, parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         """``parse(body)``, on a thread when it may take long. Raises RequestError."""
+        if self.config.unknown_fields == "error":
+            return self._computed(parse, body)
+        prepared, ignored = self._computed(lenient(parse), body)
+        note(ignored)
+        return prepared
+
+    @staticmethod
+    def _computed(parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         if len(body) <= LARGE_BODY_BYTES and not any(field in body for field in COMPILED_FIELDS):
             return parse(body)
         return Computation(parse, body).wait()
@@ -76,14 +85,24 @@ def load_text(config: ServerConfig, engine_config: EngineConfig, path: Path) -> 
 
 
 def make_service(
-    config: ServerConfig, model: str, text: ModelText, ready: Ready, client: EngineClient, port: int
+    config: ServerConfig,
+    model: str,
+    text: ModelText,
+    ready: Ready,
+    client: EngineClient,
+    board: Board | None = None,
 ) -> Service:
     """The service for the engine that has just said it is ready; ``model`` as the user named it."""
     model_name = config.served_model_name or model
-    limits = Limits(max_model_len=ready.max_model_len, vocab_size=ready.vocab_size, max_body_bytes=config.max_body_size)
+    limits = Limits(
+        max_model_len=ready.max_model_len,
+        vocab_size=ready.vocab_size,
+        hidden_size=ready.hidden_size,
+        max_body_bytes=config.max_body_size,
+    )
     processor = TextProcessor(text, limits, [model_name], splits_reasoning=config.reasoning == "auto")
-    metrics = Metrics(model_name, ready.max_model_len)
-    return Service(model_name, port, processor, client, metrics, config, (*text.warnings, *access_notes(config)))
+    metrics = Metrics(model_name, ready.max_model_len, board)
+    return Service(model_name, processor, client, metrics, config, (*text.warnings, *access_notes(config)))
 
 
 def _with_template(text: ModelText, path: Path) -> ModelText:

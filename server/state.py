@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from pyengine.protocol import Progress, Ready
 
 
@@ -18,7 +16,6 @@ class ServerState:
     """Facts that the routes ask for. Changed by the launcher alone."""
 
     def __init__(self) -> None:
-        self.started_s = time.monotonic()
         self.ready: Ready | None = None  # set while an engine serves
         self.draining = False
         self.progress = Progress("starting the engine")

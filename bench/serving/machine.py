@@ -1,14 +1,20 @@
 """What the machine can do, probed in the same run as the workloads, so that figures of different cards and moments
 compare.
+
+``python -m bench.serving.machine`` prints it as JSON: for a client that measures a server which holds the GPU.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
+import sys
 import time
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch  # imported where it is used: a client over HTTP needs the commit and nothing else of this
 
 
 def commit() -> str:
@@ -35,6 +41,8 @@ def probe(device: torch.device) -> dict[str, float]:
 
 
 def _gpu_seconds(work, repeats: int) -> float:
+    import torch
+
     work()
     times = []
     for _ in range(repeats):
@@ -48,6 +56,8 @@ def _gpu_seconds(work, repeats: int) -> float:
 
 
 def _gpu_copy_tb_s(device: torch.device) -> float:
+    import torch
+
     num_bytes = 2 << 30
     source = torch.randint(0, 255, (num_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -55,6 +65,8 @@ def _gpu_copy_tb_s(device: torch.device) -> float:
 
 
 def _gpu_gemm_tflop_s(device: torch.device) -> float:
+    import torch
+
     size = 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / _gpu_seconds(lambda: a @ b, 15) / 1e12
@@ -62,6 +74,8 @@ def _gpu_gemm_tflop_s(device: torch.device) -> float:
 
 def _cpu_read_gb_s() -> float:
     """Reads 512 MiB by our own threads' counterpart in torch: a sum, which is limited by memory on any recent core."""
+    import torch
+
     from pyengine import ops
 
     threads, ours = torch.get_num_threads(), ops.num_threads()
@@ -74,3 +88,22 @@ def _cpu_read_gb_s() -> float:
         times.append(time.perf_counter() - begin)
     torch.set_num_threads(threads)
     return data.numel() * 4 / min(times) / 1e9
+
+
+def main() -> int:
+    """The device that the engine would take, and what it can do now."""
+    import torch
+
+    if torch.cuda.is_available():
+        name, device = torch.cuda.get_device_name(), torch.device("cuda")
+    else:
+        from pyengine.config import EngineConfig
+        from pyengine.runner.device import resolve_device
+
+        name, device = resolve_device(EngineConfig()).name, torch.device("cpu")
+    print(json.dumps({"device": name, **probe(device)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,22 +9,18 @@ workload, seconds, tokens per second, what the machine could do in the same minu
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import re
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from bench.serving import machine
+from bench.serving import machine, records
 from bench.serving.workloads import NAMES, Item, make_workload
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
 from pyengine.protocol import Request
 from pyengine.sampling_params import SamplingParams
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 SAMPLED = {"temperature": 0.8, "top_p": 0.95, "top_k": 50}
 
 
@@ -83,14 +79,6 @@ def weight_read_fraction(engine: Engine, record: dict, read_gb_s: float, steps: 
     return num_bytes * steps / record["seconds"] / 1e9 / read_gb_s
 
 
-def save(records: list[dict], device_name: str) -> Path:
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".json")
-    path.parent.mkdir(exist_ok=True)
-    old = json.loads(path.read_text()) if path.exists() else []
-    path.write_text("[\n" + ",\n".join(json.dumps(record) for record in [*old, *records]) + "\n]\n")
-    return path
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.offline", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -116,7 +104,7 @@ def main(argv: list[str]) -> int:
     facts = engine.facts
     probed = machine.probe(facts.device.torch_device)
     print(f"{facts.device.name} | {facts.dtype} | {probed} | start {sum(facts.startup_s.values()):.1f} s", flush=True)
-    records = []
+    measured = []
     for spec in args.workloads:
         name, _, sampled = spec.partition(":")
         record = {
@@ -125,8 +113,7 @@ def main(argv: list[str]) -> int:
             "device": facts.device.name,
             "dtype": facts.dtype,
             **probed,
-            "commit": machine.commit(),
-            "date": datetime.date.today().isoformat(),
+            **records.origin(),
         }
         rates = f"{record['output_tok_s']} output tok/s, {record['all_tok_s']} tok/s"
         line = f"{record['shape']} {record['workload']}: {record['seconds']} s, {rates}"
@@ -134,9 +121,9 @@ def main(argv: list[str]) -> int:
             record["weight_read_fraction"] = round(weight_read_fraction(engine, record, probed["read_gb_s"], 128), 3)
             line += f", {record['weight_read_fraction']:.0%} of the measured read bandwidth for weights alone"
         print(line, flush=True)
-        records.append(record)
+        measured.append(record)
     if args.save:
-        print(f"saved to {save(records, facts.device.name)}")
+        print(f"saved to {records.save(measured, facts.device.name)}")
     return 0
 
 

@@ -65,8 +65,8 @@ def plan_memory(
     ledger = {
         "weights": model.weight_bytes(dtype),
         "activations": _activation_bytes(model, dtype, limits.max_num_batched_tokens),
-        # Logits and a raw copy in float32, the counts of penalties in 16 bits.
-        "logits and sampling": limits.max_num_seqs * model.vocab_size * (4 + 4 + 2),
+        # Logits and a raw copy in float32, the counts of penalties in 16 bits; sums of pooled states in 64.
+        "logits and sampling": limits.max_num_seqs * (model.vocab_size * (4 + 4 + 2) + model.hidden_size * 8),
         "attention workspace": workspace_bytes,
     }
     if device_kind == "cuda":

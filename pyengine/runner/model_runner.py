@@ -23,6 +23,7 @@ from pyengine.runner.graphs import EagerPass, make_graph_pass
 from pyengine.runner.host_arena import HostArena
 from pyengine.runner.kv_memory import MemoryPlan
 from pyengine.runner.output import OutputCopies, PendingOutput
+from pyengine.runner.prompt_reader import PromptReader, PromptTensors
 from pyengine.runner.staging import Staging
 from pyengine.sampling.masks import GrammarMasks
 from pyengine.sampling.sampler import Sampler
@@ -32,11 +33,14 @@ from pyengine.sched.step import StepInput
 
 @dataclass(frozen=True)
 class Pass:
-    """An issued pass: its logits float32 [num_seqs, vocab_size] wait on the device for the draw."""
+    """An issued pass: its logits float32 [num_seqs, vocab_size] wait on the device for the draw, what it read of
+    prompts for the host.
+    """
 
     step: StepInput
     batch: InputBatch
     logits: Tensor
+    read: PromptTensors | None = None
 
 
 class ModelRunner:
@@ -77,6 +81,7 @@ class ModelRunner:
         self._state = DeviceState(plan, device, self._staging)
         self._sampler = Sampler(plan.max_num_seqs, config.vocab_size, device, self._staging.upload)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
+        self._prompts = PromptReader(model.logits, plan.max_num_seqs, self._staging.upload)
         self._dtype = dtype
         attention_plan, self._workspace = ops.make_attention_buffers(
             plan.max_num_seqs,
@@ -103,7 +108,7 @@ class ModelRunner:
         """Issue the pass up to its logits."""
         self._staging.begin()
         num_seqs, num_tokens = len(step.rows), step.num_tokens
-        passes = self._graphs if num_seqs == num_tokens else self._eager
+        passes = self._graphs if num_seqs == num_tokens and not step.reads else self._eager
         if passes is self._graphs:
             num_seqs = num_tokens = passes.padded_size(num_seqs)
         self.host_arena.swap(step)
@@ -111,8 +116,9 @@ class ModelRunner:
             ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._staging.upload(step.copies))
         self._sampler.assign(step.new_rows)
         batch = self._state.apply(step, num_seqs, num_tokens)
-        logits = passes.run(batch, self._forward)
-        return Pass(step, batch, logits)
+        if step.reads:
+            return self._forward_and_read(step, batch)
+        return Pass(step, batch, passes.run(batch, self._forward))
 
     @torch.inference_mode()
     def sample(self, issued: Pass, grammar: GrammarMasks | None = None) -> PendingOutput:
@@ -124,22 +130,31 @@ class ModelRunner:
         step, batch = issued.step, issued.batch
         sampled = self._sampler.sample(issued.logits, batch.sample_rows, batch.seq_lens, _sampling_step(step), grammar)
         self._state.store_tokens(batch, sampled.token_ids)
-        return self._outputs.start(step, sampled)
+        return self._outputs.start(step, sampled, issued.read)
 
     def _forward(self, batch: InputBatch) -> Tensor:
         """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on
         values.
         """
+        output_rows = None if batch.num_seqs == batch.num_tokens else batch.last_indices
+        return self._model.logits(self._hidden(batch, output_rows))
+
+    def _forward_and_read(self, step: StepInput, batch: InputBatch) -> Pass:
+        hidden = self._hidden(batch, self._prompts.rows(batch.last_indices, step))
+        logits = self._model.logits(hidden[: batch.num_seqs])
+        return Pass(step, batch, logits, self._prompts.read(hidden[batch.num_seqs :], step.reads))
+
+    def _hidden(self, batch: InputBatch, output_rows: Tensor | None) -> Tensor:
         first, *others = self._config.windows
         context = ForwardContext(
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
             attention=self._attention(batch, first),
             kv_caches=self._kv_caches,
-            output_rows=None if batch.num_seqs == batch.num_tokens else batch.last_indices,
+            output_rows=output_rows,
             windowed={window: self._attention(batch, window) for window in others},
         )
-        return self._model.logits(self._model.forward(batch.input_ids, context))
+        return self._model.forward(batch.input_ids, context)
 
     def _attention(self, batch: InputBatch, window: int) -> AttentionMetadata:
         meta = AttentionMetadata(

@@ -1,7 +1,7 @@
 """The sampler: runs the stages in order, draws, and reads log-probabilities for those who asked.
 
-    raw logits ──▶ penalties ──▶ biases ──▶ masks, grammars ──▶ filters, draw ──▶ token ──▶ counted for penalties
-        └────────────────────── log-probabilities of the token and the likeliest ◀────┘
+    raw logits ──▶ penalties ──▶ biases ──▶ bad words ──▶ masks, grammars ──▶ filters, draw ──▶ token ──▶ counted
+        └───────────────────────────── log-probabilities of the token and the likeliest ◀───────────┘
 
 Log-probabilities are of the raw logits, before any stage, as vLLM's are by default.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyengine import ops
+from pyengine.sampling.bad_words import BadWords
 from pyengine.sampling.biases import Biases
 from pyengine.sampling.masks import GrammarMasks, Masks, apply_grammar
 from pyengine.sampling.penalties import Penalties
@@ -54,8 +55,10 @@ class Sampler:
         shape = (max_num_seqs, vocab_size)
         self._upload = upload
         self._draw = _DrawRows(max_num_seqs, device, upload)
-        self._penalties = Penalties(shape, device, upload)
-        self._stages = (self._penalties, Biases(max_num_seqs, upload), Masks(shape, device, upload))
+        # Stages that must see what was drawn.
+        self._counting = (Penalties(shape, device, upload), BadWords(max_num_seqs, device, upload))
+        penalties, bad_words = self._counting
+        self._stages = (penalties, Biases(max_num_seqs, upload), bad_words, Masks(shape, device, upload))
         self._wants_logprobs = RowFlags(max_num_seqs)
         self._num_logprobs = np.zeros(max_num_seqs, np.int32)
 
@@ -90,8 +93,9 @@ class Sampler:
         token_ids = ops.sample(
             logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, positions, sample_rows
         )
-        if self._penalties in active:
-            self._penalties.count(token_ids[: len(step.rows)], step)
+        for stage in self._counting:
+            if stage in active:
+                stage.count(token_ids[: len(step.rows)], step)
         return Sampled(token_ids, self._logprobs(raw, token_ids, step) if wants_logprobs else None)
 
     def _logprobs(self, raw: Tensor, token_ids: Tensor, step: SamplingStep) -> LogprobTensors:

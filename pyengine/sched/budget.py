@@ -120,6 +120,8 @@ class TimedBudget:
         return _TimedBudget(num_tokens, allowed_s, decodes, self.model)
 
     def observe(self, step: StepInput, seconds: float) -> None:
+        if step.reads:
+            return  # its prompts took more than the computing of their KV
         if not len(step.prompt_ids):
             self._num_skipped += 1
             if self._num_skipped < OBSERVE_EVERY and self.model.num_observed >= OBSERVE_EVERY:

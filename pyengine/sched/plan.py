@@ -7,6 +7,7 @@ import numpy as np
 from pyengine.kv.block_manager import Growth
 from pyengine.kv.host_tier import Swaps
 from pyengine.sched.decodes import Members
+from pyengine.sched.prompt_reads import PromptReading
 from pyengine.sched.sequence import Sequence
 from pyengine.sched.step import NewRow, StepInput, int32, pairs
 
@@ -24,6 +25,7 @@ class StepPlan:
         self.decodes = NOBODY
         self.sampling: list[tuple[int, Sequence]] = []  # (batch row, sequence) of the others that sample
         self.filling: set[Sequence] = set()  # sequences some of whose prompt's blocks this very step may fill
+        self.reading = PromptReading()
         self._decodes_computed = int32()
         self._sequences: list[Sequence] = []  # batch order, after the decodes
         self._num_new: list[int] = []
@@ -46,18 +48,21 @@ class StepPlan:
         """``seq`` has just got its device row: send its block table whole, after these block copies."""
         self.filling.add(seq)  # even what it found in the cache may be computed by a neighbour in this step
         params = seq.request.params
-        tokens = tuple(seq.token_ids) if params.has_penalties else ()
+        tokens = tuple(seq.token_ids) if params.needs_history else ()
         stops = tuple(seq.stop_token_ids) if params.min_tokens else ()
         self._new_rows.append(NewRow(seq.row, params, seq.seed, seq.num_prompt_tokens, stops, tokens))
         self.growth.copies.extend(copies)
         self.growth.entries.extend((seq.row, i, block) for i, block in enumerate(seq.block_table))
 
     def add(self, seq: Sequence, num_new: int) -> bool:
-        """``seq`` computes its next ``num_new`` tokens; returns whether it samples (nothing is left after them)."""
+        """``seq`` computes its next ``num_new`` tokens; returns whether it samples: nothing is left after them, and
+        there is anything to generate.
+        """
         start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
-        samples = end == seq.num_tokens
+        samples = end == seq.num_tokens and seq.max_tokens > 0
         if start < seq.num_prompt_tokens:
             self.filling.add(seq)
+            self.reading.plan(self.num_seqs, seq, start, end)
         self._sequences.append(seq)
         self._num_new.append(num_new)
         self._num_computed.append(start)
@@ -91,4 +96,5 @@ class StepPlan:
             new_rows=tuple(self._new_rows),
             swaps_out=pairs(swaps.outs),
             swaps_in=pairs(swaps.ins),
+            reads=self.reading.freeze(),
         )

@@ -27,10 +27,13 @@ import numpy as np
 from pyengine.admission import QueueLoad
 from pyengine.errors import RequestError
 from pyengine.kv.block_manager import BlockManager, Growth
-from pyengine.protocol import FinishReason, Request, Stats, TokenDelta, TokenLogprob
+from pyengine.protocol import NO_TOKEN_LEFT, FinishReason, Request, Stats, TokenDelta, TokenLogprob
+from pyengine.sampling_params import Thinking
 from pyengine.sched.budget import Budget, FixedBudget, StepPolicy
+from pyengine.sched.dead_end import is_dead_end
 from pyengine.sched.decodes import Decodes, Members
 from pyengine.sched.plan import StepPlan
+from pyengine.sched.prompt_reads import PromptReading
 from pyengine.sched.sequence import Grammar, Sequence, Status
 from pyengine.sched.step import StepInput, StepOutput
 
@@ -46,12 +49,15 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """Who samples in a step that is not updated yet, in batch order: the decodes, then others by batch row."""
+    """Who samples in a step that is not updated yet, in batch order: the decodes, then others by batch row; and whose
+    prompts it reads.
+    """
 
     step_id: int
     decodes: Members
     num_left: int  # Decodes.num_left when it was scheduled
     others: list[tuple[int, Sequence]]
+    reading: PromptReading
 
 
 def _service_order(seq: Sequence) -> tuple[int, int]:
@@ -65,7 +71,7 @@ class Scheduler:
         self,
         limits: SchedulerLimits,
         blocks: BlockManager,
-        make_grammar: Callable[[str], Grammar] | None = None,
+        make_grammar: Callable[[str, Thinking | None], Grammar] | None = None,
         policy: StepPolicy | None = None,
     ):
         self.limits = limits
@@ -95,13 +101,13 @@ class Scheduler:
         if request.request_id in self._groups:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         num_prompt = len(request.prompt_token_ids)
-        max_tokens = self._output_budget(num_prompt, request.params.max_tokens)
+        max_tokens = self._output_budget(num_prompt, 0 if request.pooling else request.params.max_tokens)
         group = []
         for index in range(request.params.n):
             seq = Sequence(request, index, self._num_arrived, max_tokens)
             seq.parent = group[0] if group else None
             if request.params.grammar is not None:
-                seq.grammar = self._make_grammar(request.params.grammar)
+                seq.grammar = self._make_grammar(request.params.grammar, request.params.thinking)
             self._num_arrived += 1
             group.append(seq)
             heapq.heappush(self._waiting, (seq.sort_key, seq))
@@ -131,13 +137,14 @@ class Scheduler:
         return bool(self._groups)
 
     def constrained_sequences(self) -> list[tuple[int, Grammar]]:
-        """(batch row, grammar) of the newest step's sampling sequences that have one and still run."""
+        """(batch row, grammar) of the newest step's sampling sequences that still run and have one with a say now."""
         if not self._inflight:
             return []
         flight = self._inflight[-1]
         sampling = [(row, flight.decodes.sequences[row]) for row in np.flatnonzero(flight.decodes.watched).tolist()]
         sampling += flight.others
-        return [(row, seq.grammar) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
+        bound = [(row, seq) for row, seq in sampling if seq.grammar is not None and seq.status is Status.RUNNING]
+        return [(row, seq.grammar) for row, seq in bound if seq.grammar.constrains]
 
     def _drop_stale(self) -> None:
         """Rebuild the queue once most of it is entries of sequences that ended while they waited."""
@@ -159,7 +166,8 @@ class Scheduler:
             return None
         step = plan.finish(self._step_id, self.blocks.tier.take_swaps())
         self._step_id += 1
-        self._inflight.append(_Flight(step.step_id, plan.decodes, self._decodes.num_left, plan.sampling))
+        num_left = self._decodes.num_left
+        self._inflight.append(_Flight(step.step_id, plan.decodes, num_left, plan.sampling, plan.reading))
         self._step_tokens.append(step.num_tokens)
         return step
 
@@ -168,7 +176,8 @@ class Scheduler:
         flight = self._inflight.popleft()
         assert flight.step_id == step.step_id == output.step_id, "steps are updated in the order they were scheduled"
         num_decodes = len(flight.decodes)
-        deltas = self._update_decodes(flight, step, output)
+        deltas = self._take_reads(flight.reading, output)  # before the decodes': those learn here who is gone
+        deltas += self._update_decodes(flight, step, output)
         for i, (_, seq) in enumerate(flight.others, num_decodes):
             deltas += self._take_token(seq, int(output.token_ids[i]), output.logprobs.get(i))
         return deltas
@@ -197,6 +206,14 @@ class Scheduler:
         if not seq.decoding:
             seq.num_inflight -= 1
         return [] if seq.status is Status.FINISHED else [self._append_token(seq, token_id, logprob)]
+
+    def _take_reads(self, reading: PromptReading, output: StepOutput) -> list[TokenDelta]:
+        deltas = []
+        for seq, delta in reading.deltas(output):
+            if delta.finish_reason is not None:
+                self._finish(seq, forget=delta.finish_reason is FinishReason.ERROR)
+            deltas.append(delta)
+        return deltas
 
     def observe(self, step: StepInput, seconds: float) -> None:
         """``step`` kept the device busy so long."""
@@ -229,6 +246,8 @@ class Scheduler:
         for seq in self._behind:
             if not budget.is_open:
                 break
+            if not seq.num_remaining_tokens:  # it wants its prompt alone, and that is in flight
+                continue
             num_new = budget.grant(seq.num_remaining_tokens, seq.num_computed_tokens)
             if num_new:
                 shares[seq] = num_new
@@ -283,7 +302,7 @@ class Scheduler:
                 return False
             self.blocks.fork(seq.parent, seq, seq.num_prompt_tokens - 1)
         else:
-            cached = self.blocks.match(seq)
+            cached = self.blocks.match(seq)[: seq.num_cacheable_tokens // self.blocks.block_size]
             # A block in reach for every running sequence, so that an admission is not undone by the next decodes.
             if not self.blocks.can_admit(seq, cached, reserve=len(self._running)):
                 return False
@@ -342,8 +361,9 @@ class Scheduler:
 
     def _append_token(self, seq: Sequence, token_id: int, logprob: TokenLogprob | None) -> TokenDelta:
         if token_id < 0:
+            text = NO_TOKEN_LEFT if is_dead_end(seq) else "the model produced logits that are not finite"
             self._finish(seq, forget=True)
-            return self._delta(seq, [], FinishReason.ERROR, error="the model produced logits that are not finite")
+            return self._delta(seq, [], FinishReason.ERROR, error=text)
         seq.token_ids.append(token_id)
         self._num_generated_tokens += 1
         if seq.grammar is not None and not seq.grammar.accept(token_id):
@@ -421,14 +441,14 @@ class Scheduler:
         limit = self.limits.max_model_len
         if num_prompt == 0:
             raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
-        if num_prompt >= limit:
+        if num_prompt + (max_tokens != 0) > limit:
             raise RequestError(
                 f"the prompt has {num_prompt} tokens, which leaves no room for output in the context of {limit} tokens "
                 "(--max-model-len)",
                 param="prompt",
                 code="context_length_exceeded",
             )
-        return min(max_tokens or limit, limit - num_prompt)
+        return limit - num_prompt if max_tokens is None else min(max_tokens, limit - num_prompt)
 
     # ------------------------------------------------------------------ observation
 

@@ -12,7 +12,7 @@ import enum
 from typing import Protocol
 
 from pyengine.kv.prefix_cache import BlockKey
-from pyengine.protocol import Request
+from pyengine.protocol import Pooling, Request
 
 
 class Status(enum.Enum):
@@ -27,8 +27,11 @@ class Grammar(Protocol):
     ready: bool
     error: str
     complete: bool
+    constrains: bool
 
     def accept(self, token_id: int) -> bool: ...
+
+    def allowed_ids(self) -> set[int]: ...
 
 
 class Sequence:
@@ -49,6 +52,7 @@ class Sequence:
         "num_inflight",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_read_tokens",
         "parent",
         "request",
         "row",
@@ -77,6 +81,7 @@ class Sequence:
         self.num_computed_tokens = 0  # tokens whose KV is computed or scheduled
         self.num_inflight = 0  # sampled tokens not yet seen by the host
         self.num_preemptions = 0
+        self.num_read_tokens = 0  # prompt tokens whose hidden states have told what was wanted of them
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache on first admission
         self.block_table: list[int] = []
         self.block_keys: list[BlockKey] = []  # of full blocks of known tokens; survives preemption
@@ -100,6 +105,19 @@ class Sequence:
     def num_remaining_tokens(self) -> int:
         """Tokens that still have to be computed before the next one can be sampled, in-flight ones included."""
         return len(self.token_ids) + self.num_inflight - self.num_computed_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are wanted and not all there; the first of n has them for all."""
+        wanted = self.request.params.prompt_logprobs is not None and self.index == 0
+        return wanted and self.num_read_tokens < self.num_prompt_tokens - 1
+
+    @property
+    def num_cacheable_tokens(self) -> int:
+        """Leading tokens whose KV is all that is wanted of them, so that cached blocks may stand in for them."""
+        if self.request.pooling is Pooling.MEAN:
+            return 0
+        return self.num_read_tokens if self.scores_prompt else len(self.token_ids)
 
     @property
     def sort_key(self) -> tuple[int, int]:

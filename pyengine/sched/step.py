@@ -35,7 +35,7 @@ class NewRow:
         seed: the sequence's own 64-bit seed (already mixed with its index among n).
         num_prompt_tokens: where its output begins.
         stop_token_ids: tokens that end it.
-        token_ids: all its tokens so far, for a sampler that needs them (penalties); else empty.
+        token_ids: all its tokens so far, for a sampler that needs them (penalties, bad words); else empty.
     """
 
     row: int
@@ -44,6 +44,54 @@ class NewRow:
     num_prompt_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRead:
+    """Tokens of a chunk of a prompt whose hidden states score the tokens behind them.
+
+    Attributes:
+        batch_row: of the sequence.
+        first: index within the chunk of the first token that is read.
+        target_ids: the token behind each token that is read.
+        num_logprobs: how many of the likeliest to report with each.
+    """
+
+    batch_row: int
+    first: int
+    target_ids: tuple[int, ...]
+    num_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRead:
+    """Tokens of a chunk of a prompt whose hidden states are added up.
+
+    Attributes:
+        batch_row, row: of the sequence in the step, and its device row.
+        first: index within the chunk of the first token that is added.
+        num_tokens: how many are.
+        begins: nothing was added before.
+        divisor: the sum over so many is wanted after this step; 0: more is to come.
+    """
+
+    batch_row: int
+    row: int
+    first: int
+    num_tokens: int
+    begins: bool
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReads:
+    """What a step reads of prompts; false when it reads nothing."""
+
+    scores: tuple[ScoreRead, ...] = ()
+    pools: tuple[PoolRead, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.scores or self.pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +115,7 @@ class StepInput:
         swaps_in: int32 [N, 2] (host block, device block), copied after those.
         copies: int32 [C, 2] (src block, dst block) copied after the swaps and before the pass.
         new_rows: rows that changed owner since the last step.
+        reads: what is wanted of prompts besides their KV.
     """
 
     step_id: int
@@ -81,6 +130,7 @@ class StepInput:
     new_rows: tuple[NewRow, ...] = field(default=())
     swaps_out: np.ndarray = field(default_factory=lambda: NO_PAIRS)
     swaps_in: np.ndarray = field(default_factory=lambda: NO_PAIRS)
+    reads: PromptReads = field(default=PromptReads())
 
     @property
     def num_tokens(self) -> int:
@@ -94,8 +144,12 @@ class StepOutput:
     Attributes:
         token_ids: int32 [num_sampled]; -1 where the logits were not finite.
         logprobs: by index into token_ids, of the sequences that asked for them.
+        prompt_scores: a list for each of ``reads.scores``, with an entry for each of its tokens.
+        pooled: float32 [num_ended, hidden_size], for those of ``reads.pools`` that end; None without any.
     """
 
     step_id: int
     token_ids: np.ndarray
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+    prompt_scores: tuple[list[TokenLogprob], ...] = ()
+    pooled: np.ndarray | None = None

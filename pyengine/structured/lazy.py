@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from pyengine.sampling_params import Thinking
     from pyengine.structured.matcher import GrammarFactory, SequenceGrammar
+    from pyengine.structured.thinking import ThinkingGrammar
 
 
 class LazyGrammars:
@@ -21,8 +23,8 @@ class LazyGrammars:
         self._tokenizer_path = tokenizer_path
         self._vocab_size = vocab_size
 
-    def make(self, grammar: str) -> SequenceGrammar:
-        return self._factory.make(grammar)
+    def make(self, grammar: str, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
+        return self._factory.make(grammar, thinking)
 
     def masks(self, count: int) -> np.ndarray:
         return self._factory.masks(count)

@@ -15,7 +15,9 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from pyengine.sampling_params import Thinking
 from pyengine.structured.grammar import parser_limits
+from pyengine.structured.thinking import MarkTokens, ThinkingGrammar
 from pyengine.text.tokenizer import Tokenizer
 
 
@@ -43,6 +45,24 @@ class SequenceGrammar:
         """Advance by a drawn token; False when the grammar does not allow it."""
         return self._matcher.result().consume_token(token_id)
 
+    def allowed_ids(self) -> set[int]:
+        """The tokens that may come next. For explaining failures: ``fill_mask`` is the fast way."""
+        bits = np.frombuffer(self._matcher.result().compute_bitmask(), np.uint8)
+        return set(np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist())
+
+    def allows(self, token_id: int) -> bool:
+        """Whether ``accept`` would take the token; changes nothing."""
+        return self._matcher.result().validate_tokens([token_id]) == 1
+
+    def restart(self) -> None:
+        """Forget what was accepted."""
+        self._matcher.result().reset()
+
+    @property
+    def constrains(self) -> bool:
+        """Whether the next token needs a mask at all."""
+        return True
+
     @property
     def complete(self) -> bool:
         """Nothing more can be added to the output."""
@@ -56,10 +76,20 @@ class GrammarFactory:
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._marks: dict[tuple[str, str], MarkTokens] = {}
 
-    def make(self, grammar: str) -> SequenceGrammar:
-        """A matcher for ``grammar`` (of ``compile_grammar``), under way on a thread."""
-        return SequenceGrammar(self._threads.submit(self._make, grammar))
+    def make(self, grammar: str, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
+        """A matcher for ``grammar`` (of ``compile_grammar``), perhaps behind thinking, under way on a thread."""
+        bound = SequenceGrammar(self._threads.submit(self._make, grammar))
+        if thinking is None:
+            return bound
+        marks = self._threads.submit(self._find_marks, thinking.begin, thinking.end)
+        return ThinkingGrammar(bound, thinking, marks, self._tokenizer.id_to_bytes)
+
+    def _find_marks(self, begin: str, end: str) -> MarkTokens:
+        if (begin, end) not in self._marks:
+            self._marks[begin, end] = MarkTokens.find(begin.encode(), end.encode(), self._tokenizer, self.vocab_size)
+        return self._marks[begin, end]
 
     def _make(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._vocabulary, grammar, log_level=0, limits=parser_limits())

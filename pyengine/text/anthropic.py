@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.text.fields import ChatRequest
+from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
+from pyengine.text.unknown_fields import known_only
 from pyengine.text.validation import Limits
 
 
-class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class CountRequest(msgspec.Struct, kw_only=True):
     """The body of /v1/messages/count_tokens: what becomes the prompt."""
 
     messages: list[dict[str, Any]]
@@ -26,7 +27,7 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     thinking: dict[str, Any] | None = None
 
 
-class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
+class MessagesRequest(CountRequest, kw_only=True):
     """The body of /v1/messages."""
 
     max_tokens: int
@@ -35,27 +36,34 @@ class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    metadata: Any = None
-    service_tier: Any = None
+    output_config: dict[str, Any] | None = None
+
+
+# Chat's names to those of this endpoint.
+NAMES = {"stop": "stop_sequences", "response_format": "output_config"}
+# Anthropic's own service is meant by these.
+IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
+COUNT_IGNORED = frozenset(("cache_control",))
+# Field to the values that ask for nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {"container": (), "diagnostics": (), "speed": ("standard",)}
 
 
 def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages body. Raises RequestError."""
-    request = shape(_given(body, limits), MessagesRequest)
+    given = select(parse_object(body, limits.max_body_bytes), MessagesRequest, REFUSED, IGNORED, "is not supported")
+    request = shape(given, MessagesRequest)
     chat = _chat(request)
     for name in ("stream", "temperature", "top_p", "top_k", "max_tokens"):
         setattr(chat, name, getattr(request, name))
     chat.stop = request.stop_sequences
+    chat.response_format = _format(request.output_config or {})
     return chat
 
 
 def parse_count(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages/count_tokens body. Raises RequestError."""
-    return _chat(shape(_given(body, limits), CountRequest))
-
-
-def _given(body: bytes, limits: Limits) -> dict[str, Any]:
-    return {name: value for name, value in parse_object(body, limits.max_body_bytes).items() if value is not None}
+    given = select(parse_object(body, limits.max_body_bytes), CountRequest, {}, COUNT_IGNORED)
+    return _chat(shape(given, CountRequest))
 
 
 def _chat(request: CountRequest) -> ChatRequest:
@@ -69,10 +77,22 @@ def _chat(request: CountRequest) -> ChatRequest:
         messages=messages,
         model=request.model,
         tools=None if request.tools is None else [_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)],
-        tool_choice=_choice(choice) if request.tools else None,
+        tool_choice=_choice(choice) if request.tool_choice is not None else None,
         parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
     )
+
+
+def _format(config: dict[str, Any]) -> dict[str, Any] | None:
+    """``output_config.format`` as chat's ``response_format``."""
+    _check_known(config, "output_config", ("format",))
+    wanted = config.get("format")
+    if wanted is None:
+        return None
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        raise RequestError("output_config.format must be of type json_schema", param="output_config.format")
+    _check_known(wanted, "output_config.format", ("type", "schema"))
+    return {"type": "json_schema", "json_schema": {"schema": wanted.get("schema")}}
 
 
 def _messages_of(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
@@ -92,9 +112,9 @@ def _assistant(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
     for i, block in enumerate(blocks):
         at = f"{where}.content[{i}]"
         if block["type"] == "text":
-            texts.append(_text(block.get("text"), at))
+            texts.append(_string(block.get("text"), at))
         elif block["type"] == "thinking":
-            thoughts.append(_text(block.get("thinking"), at))
+            thoughts.append(_string(block.get("thinking"), at))
         elif block["type"] == "tool_use":
             function = {"name": block.get("name"), "arguments": block.get("input", {})}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
@@ -118,17 +138,17 @@ def _user(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         elif block["type"] != "text":
             raise _no_place(block, at)
         elif messages and messages[-1]["role"] == "user":
-            messages[-1]["content"] += "\n" + _text(block.get("text"), at)
+            messages[-1]["content"] += "\n" + _string(block.get("text"), at)
         else:
-            messages.append({"role": "user", "content": _text(block.get("text"), at)})
-    return messages
+            messages.append({"role": "user", "content": _string(block.get("text"), at)})
+    return messages or [{"role": "user", "content": ""}]
 
 
 def _no_place(block: dict[str, Any], where: str) -> RequestError:
     return RequestError(f"{where}: blocks of type {block['type']!r:.80} are not supported here", param=where)
 
 
-_BLOCK_FIELDS = {
+BLOCK_FIELDS = {
     "text": ("text", "citations"),
     "thinking": ("thinking", "signature"),
     "tool_use": ("id", "name", "input"),
@@ -140,16 +160,14 @@ def _block(block: object, where: str) -> dict[str, Any]:
     if not isinstance(block, dict):
         raise RequestError(f"{where} must be an object, got {type(block).__name__}", param=where)
     kind = block.get("type")
-    if not isinstance(kind, str) or kind not in _BLOCK_FIELDS:
+    if not isinstance(kind, str) or kind not in BLOCK_FIELDS:
         raise RequestError(f"{where}: blocks of type {kind!r:.80} are not supported", param=f"{where}.type")
-    _check_known(block, where, ("type", "cache_control", *_BLOCK_FIELDS[kind]))
+    _check_known(block, where, ("type", "cache_control", *BLOCK_FIELDS[kind]))
     return block
 
 
 def _check_known(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    known_only(value, known, where, param=where)
 
 
 def _text(content: object, where: str) -> str:
@@ -159,10 +177,16 @@ def _text(content: object, where: str) -> str:
         wrong = next((i for i, block in enumerate(blocks) if block["type"] != "text"), None)
         if wrong is not None:
             raise _no_place(blocks[wrong], f"{where}[{wrong}]")
-        return "\n".join(_text(block.get("text"), where) for block in blocks)
+        return "\n".join(_string(block.get("text"), where) for block in blocks)
     if not isinstance(content, str):
         raise RequestError(f"{where} must be a string or text blocks, got {type(content).__name__}", param=where)
     return content
+
+
+def _string(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{where} must be a string, got {type(value).__name__}", param=where)
+    return value
 
 
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:

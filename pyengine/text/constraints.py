@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyengine.errors import RequestError
+from pyengine.text.unknown_fields import unknown_field
 
 
 def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[str, Any] | None) -> str | None:
@@ -14,11 +15,15 @@ def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[
         return None
     if structured_outputs is not None and spec is not None:
         raise RequestError("give either response_format or structured_outputs, not both", param="structured_outputs")
-    from pyengine.structured.grammar import compile_grammar  # llguidance is loaded when somebody needs it
+    from pyengine.structured.grammar import KINDS, compile_grammar  # llguidance is loaded when somebody needs it
 
     if spec is not None:
         return compile_grammar(spec, "response_format")
-    return compile_grammar(structured_outputs, "structured_outputs")
+    for unknown in structured_outputs.keys() - set(KINDS):
+        text = f"structured_outputs has no field {unknown!r:.80}; it has {', '.join(KINDS)}"
+        unknown_field(f"structured_outputs.{unknown}", text, param="structured_outputs")
+    known = {kind: structured_outputs[kind] for kind in KINDS if kind in structured_outputs}
+    return compile_grammar(known, "structured_outputs")
 
 
 def grammar_of_call(schema: dict[str, Any]) -> str:
@@ -31,15 +36,17 @@ def grammar_of_call(schema: dict[str, Any]) -> str:
 def _from_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:
     if value is None:
         return None
+    if not isinstance(value, dict):
+        raise RequestError(f"response_format must be an object, got {type(value).__name__}", param="response_format")
     kind = value.get("type")
     allowed = {"text": {"type"}, "json_object": {"type"}, "json_schema": {"type", "json_schema"}}
-    if kind not in allowed:
+    if not isinstance(kind, str) or kind not in allowed:
         raise RequestError(
             f"response_format.type must be text, json_object or json_schema, got {kind!r:.80}", param="response_format"
         )
-    unknown = next((key for key in value if key not in allowed[kind]), None)
-    if unknown is not None:
-        raise RequestError(f"response_format of type {kind} has no field {unknown!r:.80}", param="response_format")
+    for unknown in value.keys() - allowed[kind]:
+        text = f"response_format of type {kind} has no field {unknown!r:.80}"
+        unknown_field(f"response_format.{unknown}", text, param="response_format")
     if kind == "text":
         return None
     return {"json_object": True} if kind == "json_object" else {"json": _schema(value.get("json_schema"))}
@@ -49,7 +56,7 @@ def _schema(value: object) -> dict[str, Any]:
     """The schema inside ``{"name": ..., "schema": {...}, "strict": ...}``; strict or not, the grammar enforces it."""
     if not isinstance(value, dict) or not isinstance(value.get("schema"), dict):
         raise RequestError("response_format.json_schema needs a schema object", param="response_format")
-    unknown = next((key for key in value if key not in ("name", "description", "schema", "strict")), None)
-    if unknown is not None:
-        raise RequestError(f"response_format.json_schema has no field {unknown!r:.80}", param="response_format")
+    for unknown in value.keys() - {"name", "description", "schema", "strict"}:
+        text = f"response_format.json_schema has no field {unknown!r:.80}"
+        unknown_field(f"response_format.json_schema.{unknown}", text, param="response_format")
     return value["schema"]

@@ -44,6 +44,16 @@ class Detokenizer:
         self._pending = data[num_used:]
         return text
 
+    def push_one(self, token_id: int) -> str:
+        """``push((token_id,))``, for less where the token is whole characters, as nearly all are."""
+        if self._pending or self._strip_space or token_id in self._skipped:
+            return self.push((token_id,))
+        data = self._bytes_of(token_id)
+        text, num_used = codecs.utf_8_decode(data, "replace", False)
+        if num_used < len(data):
+            self._pending = data[num_used:]
+        return text
+
     def finish(self) -> str:
         """What is left when no more ids come: U+FFFD for a character that was never completed."""
         data, self._pending = self._pending, b""

@@ -7,14 +7,17 @@ unknown and refused by name. ``null`` always means not given.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Set
+from functools import cache
+from typing import Any, Literal
 
 import msgspec
 
 from pyengine.errors import RequestError
+from pyengine.text.unknown_fields import known_only, unknown_field
 
 
-class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: bool = False  # padding against traffic analysis; ours carries none
@@ -42,6 +45,8 @@ class _Common(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: int | None = None
@@ -98,6 +103,20 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """The body of /v1/embeddings; input as the prompt of a completion."""
+
+    input: str | list[Any]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    pooling: Literal["mean", "last"] | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int = 0
+    cache_salt: str = ""
+
+
 IGNORED = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
     "prompt_cache_options".split()
@@ -106,8 +125,6 @@ IGNORED = frozenset(
 # Field to the values that ask for nothing.
 _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
-    "prompt_logprobs": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "use_beam_search": (False,),
     "spaces_between_special_tokens": (True,),
@@ -136,24 +153,47 @@ NOT_YET: dict[type[msgspec.Struct], dict[str, tuple[Any, ...]]] = {
     CompletionRequest: {**_NOT_YET_COMMON, **_NOT_YET_COMPLETION},
     TokenizeRequest: {},
     DetokenizeRequest: {},
+    EmbeddingRequest: {},
 }
-_TAKEN = {endpoint: frozenset(field.name for field in msgspec.structs.fields(endpoint)) for endpoint in NOT_YET}
 
 
 def select_fields(body: dict[str, Any], endpoint: type[msgspec.Struct]) -> dict[str, Any]:
     """The fields that ``endpoint`` takes; raises RequestError for unknown ones and for those not supported yet."""
-    taken, not_yet = _TAKEN[endpoint], NOT_YET[endpoint]
+    return select(body, endpoint, NOT_YET[endpoint], IGNORED)
+
+
+def select(
+    body: Mapping[str, Any],
+    endpoint: type[msgspec.Struct],
+    refused: Mapping[str, tuple[Any, ...]],
+    ignored: Set[str],
+    refusal: str = "is not supported yet",
+) -> dict[str, Any]:
+    """The fields of a body that ``endpoint`` takes and that are not null.
+
+    Args:
+        refused: known fields to the values that ask for nothing; any other value raises RequestError.
+        ignored: fields that pass without effect. All others are unknown, see ``unknown_fields``.
+    """
+    taken = _names(endpoint)
     chosen = {}
     for name, value in body.items():
         if name in taken:
             if value is not None:
                 chosen[name] = value
-        elif name in not_yet:
-            if value is not None and not any(_same(value, neutral) for neutral in not_yet[name]):
-                raise RequestError(f"{name} is not supported yet (got {value!r:.80})", param=name)
-        elif name not in IGNORED:
-            raise RequestError(f"unknown field {name!r:.80}", param=name[:80])
+        elif name in refused:
+            if value is not None and not any(_same(value, neutral) for neutral in refused[name]):
+                raise RequestError(f"{name} {refusal} (got {value!r:.80})", param=name)
+        elif name not in ignored:
+            unknown_field(name, f"unknown field {name!r:.80}", param=name[:80])
+    if isinstance(chosen.get("stream_options"), dict):
+        chosen["stream_options"] = known_only(chosen["stream_options"], _names(StreamOptions), "stream_options")
     return chosen
+
+
+@cache
+def _names(struct: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(struct.__struct_fields__)
 
 
 def _same(value: object, neutral: object) -> bool:

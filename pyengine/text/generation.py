@@ -24,11 +24,13 @@ from pyengine.text.tokenizer import Tokenizer
 
 
 class ScoredToken(msgspec.Struct, frozen=True):
-    """A token with its log-probabilities; ``offset``: characters of the answer's text before it."""
+    """A token with its log-probabilities (None at the first of a prompt); ``offset``: characters of the answer's text
+    before it.
+    """
 
     token_id: int
     offset: int
-    logprob: TokenLogprob
+    logprob: TokenLogprob | None
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -62,6 +64,9 @@ class Generation:
         shown_ids: special tokens that are text whatever skip_special_tokens says: marks that a parser looks for.
         logprobs: one for each of ``token_ids`` when they were asked for.
         scored: those of them that have left.
+        prompt_logprobs: of the prompt from its second token on, all there before the first token; only at the first of
+            n sequences.
+        embedding: what came instead of tokens, where a pooled vector was asked for.
     """
 
     tokenizer: Tokenizer
@@ -73,6 +78,8 @@ class Generation:
     token_ids: list[int] = field(default_factory=list, init=False)
     logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
     scored: list[ScoredToken] = field(default_factory=list, init=False)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
+    embedding: bytes | None = field(default=None, init=False)
     finish_reason: str | None = field(default=None, init=False)
     stop_reason: str | int | None = field(default=None, init=False)
     error: str | None = field(default=None, init=False)
@@ -82,6 +89,7 @@ class Generation:
         skip = self.params.skip_special_tokens
         self._detokenizer = Detokenizer(self.tokenizer, self.prompt_token_ids, skip, self.shown_ids)
         self._stops = StopAutomaton(self.params.stop) if self.params.stop else None
+        self._wants_logprobs = self.params.logprobs is not None
         self._held = ""
         self._pieces: list[str] = []
         self._num_chars_decoded = 0  # counted only for log-probabilities, as the next two are
@@ -105,10 +113,12 @@ class Generation:
 
     def push(self, delta: TokenDelta) -> TextDelta:
         """Take a delta of the engine; once finished, further deltas add nothing."""
-        if self.finished:
+        if self.finish_reason is not None:
             return TextDelta("")
         if not self.token_ids:
             self.num_cached_tokens = delta.num_cached_tokens
+            self.prompt_logprobs += delta.prompt_logprobs or ()
+            self.embedding = delta.embedding
         # A stop token is counted but is no text, unless stops are to be seen.
         hides_last = delta.stop_token_id is not None and not self.params.include_stop_str_in_output
         visible = delta.token_ids[:-1] if hides_last else delta.token_ids
@@ -124,8 +134,8 @@ class Generation:
         return self._finish(delta, text, num_hidden=len(delta.token_ids) - len(visible))
 
     def _keep(self, delta: TokenDelta, num_taken: int) -> None:
-        self.token_ids.extend(delta.token_ids[:num_taken])
-        if self.params.logprobs is not None:
+        self.token_ids += delta.token_ids if num_taken == len(delta.token_ids) else delta.token_ids[:num_taken]
+        if self._wants_logprobs:
             self.logprobs.extend((delta.logprobs or ())[:num_taken])
             self._offsets.extend([self._num_chars_decoded] * (len(self.logprobs) - len(self._offsets)))
 
@@ -146,7 +156,7 @@ class Generation:
     ) -> TextDelta:
         if text:
             self._pieces.append(text)
-        scored = self._score(text, num_scored) if self.params.logprobs is not None else ()
+        scored = self._score(text, num_scored) if self._wants_logprobs else ()
         return TextDelta(text, token_ids, self.finish_reason, self.stop_reason, abort, self.error, scored)
 
     def _score(self, text: str, num_scored: int | None) -> list[ScoredToken]:
@@ -166,11 +176,14 @@ class Generation:
 
     def _take(self, token_ids: Sequence[int]) -> tuple[str, int, str | None]:
         """Text of these ids, how many of them were used, and the stop string that ended it, if any."""
-        if self._stops is None and self.params.logprobs is None:
+        if self._stops is None and not self._wants_logprobs:
             return self._detokenizer.push(token_ids), len(token_ids), None
+        if len(token_ids) == 1 and not self._wants_logprobs:
+            text, stop = self._search(self._detokenizer.push_one(token_ids[0]), len(self.token_ids) + 1)
+            return text, 1, stop
         out = []
         for position, token_id in enumerate(token_ids):
-            decoded = self._detokenizer.push((token_id,))
+            decoded = self._detokenizer.push_one(token_id)
             self._offsets.append(self._num_chars_decoded)
             self._num_chars_decoded += len(decoded)
             text, stop = self._search(decoded, len(self.token_ids) + position + 1)
@@ -192,6 +205,8 @@ class Generation:
                 return (text if self.params.include_stop_str_in_output else text[: len(text) - len(stop)]), stop
             stops.decline()
             start = end
+        if not self._held and not stops.num_pending:
+            return new_text, None
         text = self._held + new_text
         split = len(text) - stops.num_pending
         self._held = text[split:]

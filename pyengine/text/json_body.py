@@ -65,15 +65,37 @@ def parse_text_object(text: str, where: str) -> dict[str, Any]:
 
 
 def shape(value: dict[str, Any], struct: type[Struct]) -> Struct:
-    """The object as a struct, without conversions between types; RequestError names what does not fit."""
+    """The object as a struct, without conversions between types; RequestError names what does not fit.
+
+    JSON knows no integers: 16.0 is 16, and some clients write it so.
+    """
     try:
         return msgspec.convert(value, struct)
     except msgspec.ValidationError as error:
         text = str(error)
+        if "got `float`" in text:
+            whole, changed = _with_integers(value)
+            if changed:
+                return shape(whole, struct)
         where = _AT.search(text)
         path = where.group(1) if where else None
         message = text[: where.start()] if where else text
         raise RequestError(f"{path}: {message}" if path else message, param=path or _missing(message)) from None
+
+
+def _with_integers(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Whole numbers among the fields and in their lists as int, and whether there were any."""
+    changed = False
+
+    def number(item: Any) -> Any:
+        nonlocal changed
+        if type(item) is float and item.is_integer():
+            changed = True
+            return int(item)
+        return item
+
+    out = {k: [number(i) for i in item] if type(item) is list else number(item) for k, item in value.items()}
+    return out, changed
 
 
 def _missing(message: str) -> str | None:

@@ -79,6 +79,13 @@ class Message:
         message.push(TextDelta(generation.text, finish_reason=generation.finish_reason))
         return message
 
+    def take_plain(self, text: str) -> bool:
+        """Take text that can be nothing but content; False, and nothing taken, where an answer is taken apart."""
+        if self._splitter is not None or self._calls is not None:
+            return False
+        self._texts[Content].append(text)
+        return True
+
     def push(self, delta: TextDelta) -> list[Part]:
         """The parts that the delta adds."""
         parts: list[Part] = []

@@ -12,12 +12,13 @@ from typing import Any
 from pyengine.errors import RequestError
 from pyengine.text.tokenizer import check_encodable
 from pyengine.text.tools import check_tool_calls
+from pyengine.text.unknown_fields import known_only, unknown_field
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 1 << 16
 
 # Known to OpenAI's API, and harmless while they say nothing.
-_NOT_YET = ("function_call", "refusal", "annotations", "audio")
+EMPTY_ONLY = ("function_call", "refusal", "annotations", "audio")
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:
@@ -41,20 +42,20 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.80}", param=f"{where}.role")
     checked = {"role": role, "content": _check_content(message.get("content"), role, f"{where}.content")}
-    own = _OWN_FIELDS.get(role, ())
+    own = OWN_FIELDS.get(role, ())
     if role == "tool" and message.get("tool_call_id") is None:
         raise RequestError(f"{where}.tool_call_id is missing", param=f"{where}.tool_call_id")
     for key, value in message.items():
         if key in ("name", *own):
             checked.update(_check_own(key, value, f"{where}.{key}") if value is not None else {})
-        elif key in _NOT_YET and value:
+        elif key in EMPTY_ONLY and value:
             raise RequestError(f"{where}.{key} is not supported yet", param=f"{where}.{key}")
-        elif key not in ("role", "content", "name", *_NOT_YET):
-            raise RequestError(f"{where} has an unknown field {key!r:.80}", param=f"{where}.{key}"[:120])
+        elif key not in ("role", "content", "name", *EMPTY_ONLY):
+            unknown_field(f"{where}.{key}", f"{where} has an unknown field {key!r:.80}")
     return checked
 
 
-_OWN_FIELDS = {"tool": ("tool_call_id",), "assistant": ("tool_calls", "reasoning", "reasoning_content")}
+OWN_FIELDS = {"tool": ("tool_call_id",), "assistant": ("tool_calls", "reasoning", "reasoning_content")}
 
 
 def _check_own(key: str, value: object, where: str) -> dict[str, Any]:
@@ -79,9 +80,7 @@ def _check_part(part: object, where: str) -> dict[str, str]:
     kind = part.get("type")
     if kind != "text":
         raise RequestError(f"{where}: parts of type {kind!r:.80} are not supported, only text", param=f"{where}.type")
-    unknown = next((key for key in part if key not in ("type", "text")), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    known_only(part, ("type", "text"), where, param=where)
     return {"type": "text", "text": _check_text(part.get("text"), f"{where}.text")}
 
 

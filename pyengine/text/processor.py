@@ -16,22 +16,33 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import ModelError, RequestError
+from pyengine.protocol import Pooling
 from pyengine.sampling_params import SamplingParams
-from pyengine.text import validation
+from pyengine.text import anthropic, responses, validation
 from pyengine.text.anthropic import parse_count, parse_messages
+from pyengine.text.bad_words import with_bad_words
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
 from pyengine.text.constraints import grammar_of_call
-from pyengine.text.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from pyengine.text.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from pyengine.text.generation import Generation
-from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
+from pyengine.text.hf_folder import has_tokenizer, read_pooling, read_sampling_defaults
 from pyengine.text.message import MessageForm
-from pyengine.text.reasoning import find_reasoning_format, starts_inside
+from pyengine.text.reasoning import find_reasoning_format, starts_inside, thinking_before
+from pyengine.text.renamed import renamed
 from pyengine.text.responses import ResponsesRequest, parse_responses
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
 from pyengine.text.tools import Offer, call_schema, check_tools
 from pyengine.text.validation import AnswerForm, Limits, PreparedPrompt, PreparedRequest
+
+POOLED = SamplingParams(max_tokens=0, seed=0)  # a prompt that is embedded: nothing is drawn
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,14 @@ class ModelText:
         chat_template: None when the checkpoint has none that works; ``no_chat`` says why.
         sampling_defaults: SamplingParams fields that generation_config.json sets.
         warnings: one line each, for the operator.
+        pooling: how embeddings are made when a request does not say.
     """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None = None
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    pooling: Pooling = Pooling.MEAN
     no_chat: str = "this model has no chat template; use /v1/completions"
 
 
@@ -61,19 +74,19 @@ def load_model_text(model: str | Path, tokenizer: str | Path | None = None, rand
     if random_weights and tokenizer is None and not has_tokenizer(Path(model)):
         return ModelText(make_byte_tokenizer(), warnings=[f"{model}: no tokenizer; text is taken as bytes"])
     loaded = load_tokenizer(tokenizer or model)
-    defaults = read_sampling_defaults(Path(model))
+    defaults, pooling = read_sampling_defaults(Path(model)), read_pooling(Path(model))
     try:
         SamplingParams(**defaults)
     except RequestError as error:
         raise ModelError(f"{Path(model) / 'generation_config.json'}: {error.message}") from None
     if loaded.chat_template is None:
-        return ModelText(loaded, sampling_defaults=defaults)
+        return ModelText(loaded, sampling_defaults=defaults, pooling=pooling)
     try:
         template = ChatTemplate(loaded.chat_template, loaded.facts.named_tokens)
     except ModelError as error:
         reason = f"this model's chat template cannot be used: {error}"
-        return ModelText(loaded, sampling_defaults=defaults, warnings=[reason], no_chat=reason)
-    return ModelText(loaded, template, defaults, self_check(template, loaded))
+        return ModelText(loaded, sampling_defaults=defaults, warnings=[reason], pooling=pooling, no_chat=reason)
+    return ModelText(loaded, template, defaults, self_check(template, loaded), pooling)
 
 
 class TextProcessor:
@@ -103,11 +116,14 @@ class TextProcessor:
     def responses(self, body: bytes) -> tuple[ResponsesRequest, PreparedRequest]:
         """A /v1/responses body, parsed, checked, rendered and tokenised."""
         request, chat = parse_responses(body, self.limits)
-        return request, self.prepare_chat(chat)
+        with renamed(responses.NAMES):
+            return request, self.prepare_chat(chat)
 
     def anthropic(self, body: bytes) -> PreparedRequest:
         """A /v1/messages body, parsed, checked, rendered and tokenised."""
-        return self.prepare_chat(parse_messages(body, self.limits))
+        chat = parse_messages(body, self.limits)
+        with renamed(anthropic.NAMES):
+            return self.prepare_chat(chat)
 
     def anthropic_count(self, body: bytes) -> int:
         """How many tokens the prompt of a /v1/messages body has."""
@@ -119,8 +135,8 @@ class TextProcessor:
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
         offer = self._tools(request.tools, request.tool_choice)
-        params = self._forced(offer, params)
         text = self._render_chat(request, offer)
+        params = self._forced(offer, self._behind_thinking(params, text))
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
@@ -147,6 +163,12 @@ class TextProcessor:
             raise RequestError("tool_choice cannot force a call of an answer in another format", param="tool_choice")
         return msgspec.structs.replace(params, grammar=grammar_of_call(call_schema(offer.forced)))
 
+    def _behind_thinking(self, params: SamplingParams, prompt: str) -> SamplingParams:
+        """A grammar binds the answer, not the thinking before it."""
+        if params.grammar is None:
+            return params
+        return msgspec.structs.replace(params, thinking=thinking_before(self.reasoning, prompt))
+
     def _message_form(self, request: ChatRequest, offer: Offer, prompt: str) -> MessageForm:
         tools = self.tool_format if offer.tools else None
         reasoning = self.reasoning
@@ -168,6 +190,7 @@ class TextProcessor:
         if (request.prompt is None) == (request.messages is None):
             raise RequestError("expected either prompt or messages", param="prompt")
         if request.prompt is not None:
+            validation.check_prompt_alone(request)
             ids = self.tokenizer.encode(request.prompt, request.add_special_tokens is not False)
         else:
             text = self._render_chat(request, self._tools(request.tools, None))
@@ -185,17 +208,51 @@ class TextProcessor:
     def prepare_completion(self, request: CompletionRequest) -> PreparedRequest:
         prompts = validation.split_prompts(request.prompt)
         params = self._check(request, len(prompts))
-        validation.check_echo(request)
         special = request.add_special_tokens is not False
+        return self._prepared(request, self._prompts(request, prompts, params, special), self._form(request))
+
+    def embeddings(self, body: bytes) -> tuple[EmbeddingRequest, PreparedRequest]:
+        """A /v1/embeddings body, parsed, checked and tokenised."""
+        request = validation.parse(body, EmbeddingRequest, self.limits)
+        validation.check_model(request.model, self.served_names)
+        validation.check_service(request, self.limits)
+        validation.check_dimensions(request.dimensions, self.limits)
+        inputs = validation.split_prompts(request.input, "input")
+        validation.check_counts(len(inputs), 1, self.limits, "input")
+        special = request.add_special_tokens is not False
+        prepared = PreparedRequest(
+            prompts=tuple(self._prompts(request, inputs, POOLED, special, "input")),
+            eos_token_ids=(),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            pooling=self.pooling(request.pooling),
+        )
+        return request, prepared
+
+    def pooling(self, wanted: str | None) -> Pooling:
+        """What a client asked for, else what the checkpoint says. Raises RequestError for anything else."""
+        try:
+            return self.text.pooling if wanted is None else Pooling(wanted)
+        except ValueError:
+            raise RequestError(f"pooling must be mean or last, got {wanted!r:.80}", param="pooling") from None
+
+    def _prompts(
+        self,
+        request: CompletionRequest | EmbeddingRequest,
+        prompts: Sequence[str | list[int]],
+        params: SamplingParams,
+        special: bool,
+        param: str = "prompt",
+    ) -> list[PreparedPrompt]:
         prepared, num_tokens = [], 0
         for prompt in prompts:
-            ids, text = self._ids_of(prompt, special)
-            prepared.append(self._prompt(self._truncated(request, ids, params), params, text))
+            ids, text = self._ids_of(prompt, special, param)
+            prepared.append(self._prompt(self._truncated(request, ids, params), params, text, param))
             num_tokens += len(prepared[-1].token_ids)
             if num_tokens > self.limits.max_prompt_tokens:
                 limit = self.limits.max_prompt_tokens
-                raise RequestError(f"the prompts of one request may have {limit} tokens together", param="prompt")
-        return self._prepared(request, prepared, self._form(request))
+                raise RequestError(f"the prompts of one request may have {limit} tokens together", param=param)
+        return prepared
 
     def prepare(
         self, prompt: str | Sequence[int], params: SamplingParams, add_special_tokens: bool = True
@@ -204,11 +261,13 @@ class TextProcessor:
         ids, text = self._ids_of(prompt, add_special_tokens)
         return self._prompt(ids, params, text)
 
-    def _ids_of(self, prompt: str | Sequence[int], add_special_tokens: bool) -> tuple[list[int], str | None]:
+    def _ids_of(
+        self, prompt: str | Sequence[int], add_special_tokens: bool, param: str = "prompt"
+    ) -> tuple[list[int], str | None]:
         if not isinstance(prompt, str):
             return list(prompt), None
         if not prompt:
-            raise RequestError("prompt is empty", param="prompt")
+            raise RequestError(f"{param} is empty", param=param)
         return self.tokenizer.encode(prompt, add_special_tokens), prompt
 
     def prepare_messages(
@@ -217,6 +276,7 @@ class TextProcessor:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
         params = self.check_params(params)
         text = self.render(messages, variables, tools=tools)
+        params = self._behind_thinking(params, text)
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:
@@ -234,7 +294,7 @@ class TextProcessor:
     def check_params(self, params: SamplingParams) -> SamplingParams:
         """The limits of this model on parameters that were built elsewhere."""
         validation.check_counts(1, params.n, self.limits)
-        return validation.check_params(params, self.limits)
+        return with_bad_words(validation.check_params(params, self.limits), self.tokenizer, self.limits.vocab_size)
 
     def default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets from this checkpoint."""
@@ -275,16 +335,16 @@ class TextProcessor:
         validation.check_options(request, self.limits)
         params = validation.sampling_params(request, self.text.sampling_defaults, self.limits)
         validation.check_counts(num_prompts, params.n, self.limits)
-        return params
+        return with_bad_words(params, self.tokenizer, self.limits.vocab_size)
 
     def _prompt(
         self, token_ids: list[int], params: SamplingParams, text: str | None = None, param: str = "prompt"
     ) -> PreparedPrompt:
-        validation.check_token_ids(token_ids, self.limits, param)
+        validation.check_token_ids(token_ids, self.limits, param, num_more=params.max_tokens != 0)
         return PreparedPrompt(token_ids, validation.complete_params(params, len(token_ids), self.limits), text)
 
     def _truncated(
-        self, request: ChatRequest | CompletionRequest, token_ids: list[int], params: SamplingParams
+        self, request: ChatRequest | CompletionRequest | EmbeddingRequest, token_ids: list[int], params: SamplingParams
     ) -> list[int]:
         num_kept = request.truncate_prompt_tokens
         return validation.truncate(token_ids, num_kept, params, self.tokenizer.bos_token_id, self.limits)
@@ -292,6 +352,7 @@ class TextProcessor:
     def _form(self, request: ChatRequest | CompletionRequest) -> AnswerForm:
         return AnswerForm(
             echo=isinstance(request, CompletionRequest) and request.echo,
+            prompt_logprobs=request.prompt_logprobs,
             return_token_ids=request.return_token_ids,
             tokens_as_ids=request.return_tokens_as_token_ids,
         )
@@ -299,6 +360,7 @@ class TextProcessor:
     def _prepared(
         self, request: ChatRequest | CompletionRequest, prompts: list[PreparedPrompt], form: AnswerForm
     ) -> PreparedRequest:
+        validation.check_prompt_scores(prompts, self.limits)
         options = request.stream_options
         return PreparedRequest(
             prompts=tuple(prompts),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyengine.sampling_params import Thinking
 from pyengine.text.answer_parts import Content, Part, Reasoning, append
 from pyengine.text.stop_strings import StopAutomaton
 from pyengine.text.tokenizer import Tokenizer
@@ -32,6 +33,13 @@ def find_reasoning_format(template: str) -> ReasoningFormat | None:
 def starts_inside(reasoning: ReasoningFormat, prompt: str) -> bool:
     """Whether the prompt already opens the thinking."""
     return prompt.rstrip().endswith(reasoning.begin)
+
+
+def thinking_before(reasoning: ReasoningFormat | None, prompt: str) -> Thinking | None:
+    """What an answer to this prompt may begin with before a grammar binds it: nothing once the prompt ended it."""
+    if reasoning is None or prompt.rstrip().endswith(reasoning.end):
+        return None
+    return Thinking(reasoning.begin, reasoning.end, starts_inside(reasoning, prompt))
 
 
 def num_tokens_inside(token_ids: Sequence[int], reasoning: ReasoningFormat, tokenizer: Tokenizer) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.text.fields import ChatRequest
+from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
+from pyengine.text.unknown_fields import known_only
 from pyengine.text.validation import Limits
 
 
@@ -32,6 +33,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool = True
 
 
+# Chat's names to those of this endpoint.
+NAMES = {"max_completion_tokens": "max_output_tokens", "response_format": "text", "messages": "input"}
 IGNORED = frozenset("metadata user service_tier safety_identifier prompt_cache_key prompt_cache_retention".split())
 # Field to the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -51,15 +54,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 def parse_responses(body: bytes, limits: Limits) -> tuple[ResponsesRequest, ChatRequest]:
     """A body and the chat that it asks for. Raises RequestError."""
-    given = {name: value for name, value in parse_object(body, limits.max_body_bytes).items() if value is not None}
-    for name, value in given.items():
-        if name in REFUSED and value not in REFUSED[name]:
-            raise RequestError(f"{name} is not supported (got {value!r:.80})", param=name)
-        if name not in ResponsesRequest.__struct_fields__ and name not in IGNORED and name not in REFUSED:
-            raise RequestError(f"unknown field {name!r:.80}", param=name[:80])
-    request = shape(
-        {name: given[name] for name in given if name in ResponsesRequest.__struct_fields__}, ResponsesRequest
-    )
+    given = parse_object(body, limits.max_body_bytes)
+    request = shape(select(given, ResponsesRequest, REFUSED, IGNORED, "is not supported"), ResponsesRequest)
     chat = ChatRequest(
         messages=_messages(request),
         model=request.model,
@@ -69,7 +65,7 @@ def parse_responses(body: bytes, limits: Limits) -> tuple[ResponsesRequest, Chat
         stream=request.stream,
         response_format=_format(request.text),
         tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools else None,
-        tool_choice=_choice(request.tool_choice) if request.tools else None,
+        tool_choice=_choice(request.tool_choice, bool(request.tools)),
         parallel_tool_calls=request.parallel_tool_calls,
     )
     return request, chat
@@ -117,26 +113,26 @@ def _message(item: object, where: str) -> dict[str, Any]:
     raise RequestError(f"{where}: items of type {kind!r:.80} are not supported", param=f"{where}.type")
 
 
-_TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
+TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
 
 
 def _text(content: object, where: str) -> str:
     if isinstance(content, list):
         for i, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
+            if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise RequestError(f"{where}[{i}]: parts of type {kind!r:.80} are not supported", param=f"{where}[{i}]")
             _check_known(part, f"{where}[{i}]", ("type", "text", "annotations", "logprobs"))
-        return "\n".join(_text(part.get("text"), where) for part in content)
+            if not isinstance(part.get("text"), str):
+                raise RequestError(f"{where}[{i}].text must be a string", param=f"{where}[{i}].text")
+        return "\n".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise RequestError(f"{where} must be a string or text parts, got {type(content).__name__}", param=where)
     return content
 
 
 def _check_known(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=where)
+    known_only(value, known, where, param=where)
 
 
 def _tool(tool: object, where: str) -> dict[str, Any]:
@@ -146,9 +142,11 @@ def _tool(tool: object, where: str) -> dict[str, Any]:
     return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
-def _choice(choice: str | dict[str, Any] | None) -> object:
+def _choice(choice: str | dict[str, Any] | None, has_tools: bool) -> object:
+    """``tool_choice`` as chat knows it; clients send "auto" without tools too."""
     if not isinstance(choice, dict):
-        return choice
+        return None if choice == "auto" and not has_tools else choice
+    _check_known(choice, "tool_choice", ("type", "name"))
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
 

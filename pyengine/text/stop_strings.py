@@ -40,6 +40,8 @@ class StopAutomaton:
         Text after a match is not looked at; another call goes on from there.
         """
         root, node = self._root, self._node
+        if node is root and root.children.keys().isdisjoint(text):
+            return None  # nearly all text: no character of it begins a stop string
         for index, char in enumerate(text):
             while node is not root and char not in node.children:
                 node = node.fallback

@@ -10,6 +10,7 @@ from pyengine.errors import RequestError
 from pyengine.text.json_body import parse_text_object
 from pyengine.text.tokenizer import check_encodable
 from pyengine.text.tool_parser import TOOL_NAME
+from pyengine.text.unknown_fields import known_only
 
 MAX_TOOLS = 256
 CHOICES = ("none", "auto", "required")
@@ -50,7 +51,10 @@ def check_tools(tools: object, choice: object) -> Offer:
 
 
 def _named(choice: dict[str, Any], tools: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    known_only(choice, ("type", "function"), "tool_choice", param="tool_choice")
     function = choice.get("function")
+    if isinstance(function, dict):
+        known_only(function, ("name",), "tool_choice.function", param="tool_choice")
     name = function.get("name") if isinstance(function, dict) else None
     if choice.get("type") != "function" or not isinstance(name, str):
         raise RequestError('tool_choice must be {"type": "function", "function": {"name": ...}}', param="tool_choice")
@@ -96,6 +100,8 @@ def _check_tool(tool: object, where: str, is_forced: bool) -> dict[str, Any]:
             f"{where}.function.name must be 1 to 64 letters, digits, dots, dashes or underscores, got {name!r:.80}",
             param=f"{where}.function.name",
         )
+    if not isinstance(function.get("strict"), (bool, type(None))):
+        raise RequestError(f"{where}.function.strict must be a boolean", param=f"{where}.function.strict")
     if function.get("strict") and not is_forced:
         text = "is not supported yet unless tool_choice is required or names a tool"
         raise RequestError(f"{where}.function.strict {text}", param=f"{where}.function.strict")
@@ -142,7 +148,4 @@ def _check_call(call: object, where: str) -> dict[str, Any]:
 def _object(value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{where} must be an object, got {type(value).__name__}", param=where)
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{where} has an unknown field {unknown!r:.80}", param=f"{where}.{unknown}"[:120])
-    return value
+    return known_only(value, known, where)

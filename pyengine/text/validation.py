@@ -15,16 +15,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.protocol import Request
-from pyengine.sampling_params import MAX_LOGPROBS, SamplingParams
+from pyengine.protocol import Pooling, Request
+from pyengine.sampling_params import MAX_LOGPROBS, MAX_TOKENS, Range, SamplingParams
 from pyengine.text.constraints import grammar_of
-from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
+from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.message import MessageForm
 from pyengine.text.tokenizer import check_encodable
 
 DEFAULT_COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions generates when max_tokens is not given
-MAX_PRIORITY = 1 << 31
+# Of fields that are none of SamplingParams'.
+RANGES = {
+    "top_logprobs": Range(0, MAX_LOGPROBS, is_int=True),
+    "priority": Range(-(1 << 31), (1 << 31) - 1, is_int=True),
+}
+MIN_TEMPERATURE = 1e-6  # anything colder is 0: logits divided by it would not stay finite
 LARGEST = 1 << 1023  # numbers beyond a double are refused, as everywhere in a body
 TypedRequest = TypeVar("TypedRequest", bound=msgspec.Struct)
 
@@ -36,20 +41,24 @@ class Limits:
     Attributes:
         max_model_len: tokens of prompt and output together.
         vocab_size: width of the logits; every token id must be smaller.
+        hidden_size: dimensions of an embedding.
         max_body_bytes: of a JSON body.
         max_prompts: prompts in one request.
         max_sequences: prompts times n.
         max_prompt_tokens: over all prompts of a request.
+        max_prompt_scores: tokens of all prompts, times the log-probabilities at each, times n.
         max_stop_chars: of one stop string.
         max_cache_salt_chars: of cache_salt.
     """
 
     max_model_len: int
     vocab_size: int
+    hidden_size: int = 0
     max_body_bytes: int = 8 << 20
     max_prompts: int = 1024
     max_sequences: int = 1024
     max_prompt_tokens: int = 1 << 22
+    max_prompt_scores: int = 1 << 21
     max_stop_chars: int = 1024
     max_cache_salt_chars: int = 128
 
@@ -69,12 +78,14 @@ class AnswerForm:
 
     Attributes:
         echo: the prompt's text comes before the generated one.
+        prompt_logprobs: how many of the likeliest are given at each token of the prompt; None: nothing is.
         return_token_ids: ids beside the text; log-probabilities are then given for every id, shown as text or not.
         tokens_as_ids: log-probabilities name a token ``token_id:7`` instead of by its text.
         message: what a chat's answer is taken apart into.
     """
 
     echo: bool = False
+    prompt_logprobs: int | None = None
     return_token_ids: bool = False
     tokens_as_ids: bool = False
     message: MessageForm = field(default_factory=MessageForm)
@@ -92,6 +103,7 @@ class PreparedRequest:
     continuous_usage: bool = False
     priority: int = 0
     cache_salt: str = ""
+    pooling: Pooling | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -112,6 +124,7 @@ class PreparedRequest:
                 priority=self.priority,
                 cache_salt=self.cache_salt,
                 arrival_s=arrival_s,
+                pooling=self.pooling,
             )
             for request_id, prompt in zip(request_ids, self.prompts, strict=True)
         ]
@@ -163,10 +176,14 @@ def sampling_params(
             values["max_tokens"] = request.max_completion_tokens
     else:
         values.setdefault("max_tokens", DEFAULT_COMPLETION_TOKENS)
+        if request.echo and request.logprobs is not None:
+            values["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
     if values.get("max_tokens", LARGEST) < LARGEST:  # more than the context is no error, it is clamped
         values["max_tokens"] = min(values["max_tokens"], max(limits.max_model_len, values.get("min_tokens", 0)))
     try:
-        return check_params(SamplingParams(**values), limits)
+        params = check_params(SamplingParams(**values), limits)
+        _check_generates(params, echo=getattr(request, "echo", False))
+        return params
     except RequestError as error:
         if error.param == "max_tokens" and getattr(request, "max_completion_tokens", None) is not None:
             text = error.message.replace("max_tokens", "max_completion_tokens")
@@ -189,6 +206,13 @@ def check_params(params: SamplingParams, limits: Limits) -> SamplingParams:
     return params
 
 
+def _check_generates(params: SamplingParams, echo: bool) -> None:
+    if params.max_tokens == 0 and params.prompt_logprobs is None and not echo:
+        raise RequestError(
+            f"max_tokens must be in [1, {MAX_TOKENS}], got 0, which is for echo or prompt_logprobs", param="max_tokens"
+        )
+
+
 def _bias_by_id(biases: dict[str, float] | None) -> dict[int, float] | None:
     """``logit_bias`` with the ids that JSON can only write as strings."""
     if not biases:
@@ -202,10 +226,7 @@ def _bias_by_id(biases: dict[str, float] | None) -> dict[int, float] | None:
 def _chat_logprobs(request: ChatRequest) -> int | None:
     """Chat's two fields as SamplingParams' one."""
     num_top = request.top_logprobs or 0
-    if not 0 <= num_top <= MAX_LOGPROBS:
-        raise RequestError(
-            f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {str(num_top)[:40]}", param="top_logprobs"
-        )
+    RANGES["top_logprobs"].check("top_logprobs", num_top)
     if num_top and not request.logprobs:
         raise RequestError("top_logprobs is only allowed with logprobs: true", param="top_logprobs")
     return num_top if request.logprobs else None
@@ -213,14 +234,28 @@ def _chat_logprobs(request: ChatRequest) -> int | None:
 
 def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> None:
     """Stream options, priority, salt, and what does not go together."""
+    check_service(request, limits)
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
-    if not -MAX_PRIORITY <= request.priority < MAX_PRIORITY:
-        raise RequestError(f"priority must be in [{-MAX_PRIORITY}, {MAX_PRIORITY - 1}]", param="priority")
+    if request.prompt_logprobs is not None and request.stream:
+        raise RequestError("prompt_logprobs is not allowed with stream: true", param="prompt_logprobs")
+
+
+def check_service(request: ChatRequest | CompletionRequest | EmbeddingRequest, limits: Limits) -> None:
+    """Priority and salt."""
+    RANGES["priority"].check("priority", request.priority)
     if len(request.cache_salt) > limits.max_cache_salt_chars:
         raise RequestError(
             f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(request.cache_salt)}",
             param="cache_salt",
+        )
+
+
+def check_dimensions(dimensions: int | None, limits: Limits) -> None:
+    """An embedding may be cut, not made longer."""
+    if dimensions is not None and not 1 <= dimensions <= limits.hidden_size:
+        raise RequestError(
+            f"dimensions must be in [1, {limits.hidden_size}], got {str(dimensions)[:40]}", param="dimensions"
         )
 
 
@@ -233,10 +268,11 @@ def generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
     return not request.continue_final_message and request.add_generation_prompt is not False
 
 
-def check_echo(request: CompletionRequest) -> None:
-    """The log-probabilities of a prompt are not there yet, so an echoed prompt cannot have them."""
-    if request.echo and request.logprobs is not None:
-        raise RequestError("echo together with logprobs is not supported yet", param="echo")
+def check_prompt_alone(request: TokenizeRequest) -> None:
+    """What a chat template would take has no place beside a prompt."""
+    for name in ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"):
+        if getattr(request, name):
+            raise RequestError(f"{name} is only allowed with messages", param=name)
 
 
 def truncate(
@@ -262,11 +298,11 @@ def truncate(
     return token_ids[-num_kept:]
 
 
-def check_counts(num_prompts: int, n: int, limits: Limits) -> None:
+def check_counts(num_prompts: int, n: int, limits: Limits, param: str = "prompt") -> None:
     """How many prompts and sequences one request asks for; looked at before anything is tokenised."""
     if num_prompts > limits.max_prompts:
         raise RequestError(
-            f"at most {limits.max_prompts} prompts are allowed in one request, got {num_prompts}", param="prompt"
+            f"at most {limits.max_prompts} prompts are allowed in one request, got {num_prompts}", param=param
         )
     if num_prompts * n > limits.max_sequences:
         raise RequestError(
@@ -275,17 +311,31 @@ def check_counts(num_prompts: int, n: int, limits: Limits) -> None:
         )
 
 
-def split_prompts(prompt: object) -> list[str | list[int]]:
+def check_prompt_scores(prompts: Sequence[PreparedPrompt], limits: Limits) -> None:
+    """How many log-probabilities of prompts an answer would have; each choice repeats those of its prompt."""
+    params = prompts[0].params
+    if params.prompt_logprobs is None:
+        return
+    num_tokens, each = sum(len(prompt.token_ids) for prompt in prompts), params.prompt_logprobs + 1
+    if num_tokens * each * params.n > limits.max_prompt_scores:
+        raise RequestError(
+            f"an answer may have {limits.max_prompt_scores} log-probabilities of prompts, got {num_tokens} tokens "
+            f"x {each} x n = {params.n}",
+            param="prompt_logprobs",
+        )
+
+
+def split_prompts(prompt: object, param: str = "prompt") -> list[str | list[int]]:
     """The four forms of ``prompt`` as a list of texts or of id lists."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, (list, tuple)):
         raise RequestError(
-            f"prompt must be a string, strings, token ids or lists of token ids, got {type(prompt).__name__}",
-            param="prompt",
+            f"{param} must be a string, strings, token ids or lists of token ids, got {type(prompt).__name__}",
+            param=param,
         )
     if not prompt:
-        raise RequestError("prompt is empty", param="prompt")
+        raise RequestError(f"{param} is empty", param=param)
     if _all_ints(prompt):
         return [list(prompt)]
     if all(isinstance(item, str) for item in prompt):
@@ -293,7 +343,7 @@ def split_prompts(prompt: object) -> list[str | list[int]]:
     if all(isinstance(item, (list, tuple)) and _all_ints(item) for item in prompt):
         return [list(item) for item in prompt]
     raise RequestError(
-        "prompt must be a string, strings, token ids or lists of token ids, not a mixture", param="prompt"
+        f"{param} must be a string, strings, token ids or lists of token ids, not a mixture", param=param
     )
 
 
@@ -308,12 +358,12 @@ def check_vocabulary(token_ids: list[int], limits: Limits, param: str) -> None:
             raise RequestError(_id_text(param, token_id, limits), param=param)
 
 
-def check_token_ids(token_ids: list[int], limits: Limits, param: str = "prompt") -> None:
-    """Ids are within the logits' width and leave room for at least one output token."""
+def check_token_ids(token_ids: list[int], limits: Limits, param: str = "prompt", num_more: int = 1) -> None:
+    """Ids are within the logits' width and leave room for ``num_more`` tokens."""
     if not token_ids:
         raise RequestError(f"{param} is empty", param=param)
     check_vocabulary(token_ids, limits, param)
-    if len(token_ids) >= limits.max_model_len:
+    if len(token_ids) + num_more > limits.max_model_len:
         raise RequestError(
             f"the prompt has {len(token_ids)} tokens, but prompt and output together may have {limits.max_model_len} "
             "(--max-model-len)",
@@ -331,6 +381,7 @@ def complete_params(params: SamplingParams, num_prompt_tokens: int, limits: Limi
     room = limits.max_model_len - num_prompt_tokens
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     seed = secrets.randbits(63) if params.seed is None else params.seed
+    temperature = params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0
     return msgspec.structs.replace(
-        params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
+        params, temperature=temperature, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
     )

@@ -7,6 +7,7 @@ plain answers come from the same deltas, so they are equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 from flask import Response, request
@@ -19,7 +20,7 @@ from server.answer import Answer
 from server.http import SOCKET_KEY, ClientWatch
 from server.openai.errors import body_of, log_bug
 from server.openai.responses import ChatShapes, CompletionShapes
-from server.openai.sse import DONE, KEEP_ALIVE, event
+from server.openai.sse import DONE, KEEP_ALIVE, TextEvents, event
 from server.request_id import ENVIRON_KEY
 from server.service import Service
 
@@ -63,7 +64,7 @@ def wait_for(answer: Answer, watch: ClientWatch) -> None:
 def event_stream(events: Iterator[bytes]) -> Response:
     """A response of server-sent events that no proxy may hold back."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return Response(events, mimetype="text/event-stream", headers=headers)
+    return Response(events, mimetype="text/event-stream", headers=headers, direct_passthrough=True)
 
 
 def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
@@ -78,6 +79,7 @@ def _stream(
     answer: Answer, shapes: Shapes, watch: ClientWatch, keep_alive_s: float | None, request_id: str
 ) -> Iterator[bytes]:
     """Events of one answer. The WSGI server closes this generator when the client goes, which ends in ``finally``."""
+    texts: dict[int, TextEvents] = {}
     try:
         watch.start()
         for choice in range(len(answer.generations)):
@@ -85,8 +87,7 @@ def _stream(
             if opening is not None:
                 yield event(_with_usage(opening, answer, shapes))
         while not answer.finished:
-            chunks = b"".join(_events(answer, shapes, keep_alive_s))
-            yield chunks or KEEP_ALIVE
+            yield b"".join(_events(answer, shapes, texts, keep_alive_s)) or KEEP_ALIVE
         if answer.prepared.include_usage:
             yield event(shapes.usage_chunk(_usage(answer, shapes)))
         yield DONE
@@ -101,10 +102,22 @@ def _stream(
         answer.close()
 
 
-def _events(answer: Answer, shapes: Shapes, timeout_s: float | None) -> Iterator[bytes]:
+def _events(answer: Answer, shapes: Shapes, texts: dict[int, TextEvents], timeout_s: float | None) -> Iterator[bytes]:
+    """``texts``: what makes the events of text alone, by choice; filled here."""
     for choice, delta in answer.next(timeout_s):
-        for chunk in shapes.chunks(choice, answer.generations[choice], delta):
-            yield event(_with_usage(chunk, answer, shapes))
+        generation = answer.generations[choice]
+        text = None if answer.prepared.continuous_usage else shapes.text_alone(choice, generation, delta)
+        if text is None:
+            for chunk in shapes.chunks(choice, generation, delta):
+                yield event(_with_usage(chunk, answer, shapes))
+            continue
+        if choice not in texts:
+            texts[choice] = TextEvents(partial(_text_chunk, answer, shapes, choice))
+        yield texts[choice](text)
+
+
+def _text_chunk(answer: Answer, shapes: Shapes, choice: int, text: str) -> dict:
+    return _with_usage(shapes.text_chunk(choice, text), answer, shapes)
 
 
 def _with_usage(chunk: dict, answer: Answer, shapes: Shapes) -> dict:

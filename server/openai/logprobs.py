@@ -30,12 +30,16 @@ class LogprobShapes:
         """Four lists of equal length; the drawn token is among the likeliest even if it was not."""
         tokens, values, tops, offsets = [], [], [], []
         for each in scored:
-            name, value = self._name(each.token_id), max(each.logprob.logprob, FLOOR)
+            name = self._name(each.token_id)
             tokens.append(name)
-            values.append(value)
-            pairs = zip(each.logprob.top_ids, each.logprob.top_logprobs, strict=True)
-            tops.append({name: value, **{self._name(i): max(top, FLOOR) for i, top in pairs}})
             offsets.append(each.offset)
+            if each.logprob is None:  # the first token of an echoed prompt
+                values.append(None)
+                tops.append(None)
+                continue
+            values.append(max(each.logprob.logprob, FLOOR))
+            pairs = zip(each.logprob.top_ids, each.logprob.top_logprobs, strict=True)
+            tops.append({name: values[-1], **{self._name(i): max(top, FLOOR) for i, top in pairs}})
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
     def _entry(self, token_id: int, logprob: float) -> dict:

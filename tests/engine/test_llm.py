@@ -46,6 +46,46 @@ def test_stop_strings_and_n(llm):
     assert all("." not in output.text for output in outputs) and len({output.text for output in outputs}) > 1
 
 
+def test_bad_words(llm):
+    params = SamplingParams(temperature=0.0, max_tokens=16, bad_words=["Paris", "the city of"])
+    text = llm.generate("The capital of France is", params, use_tqdm=False)[0].outputs[0].text
+    assert "Paris" not in text and "the city of" not in text
+
+
+def test_prompt_logprobs(llm):
+    params = SamplingParams(temperature=0.0, max_tokens=5, logprobs=1, ignore_eos=True)
+    prompt = llm.get_tokenizer().encode("The sea is")
+    answer = llm.generate(prompt, params, use_tqdm=False)[0]
+    assert answer.prompt_logprobs is None
+    whole = [*prompt, *answer.outputs[0].token_ids]
+    scored = llm.generate(whole, SamplingParams(max_tokens=0, prompt_logprobs=1), use_tqdm=False)[0]
+    assert scored.outputs[0].finish_reason == "length" and not scored.outputs[0].token_ids
+    assert scored.prompt_logprobs[0] is None and len(scored.prompt_logprobs) == len(whole)
+    assert scored.prompt_logprobs[len(prompt) :] == answer.outputs[0].logprobs
+    assert [next(iter(each)) for each in scored.prompt_logprobs[1:]] == whole[1:]
+
+
+TEXTS = ["The cat sat on the mat.", "A cat was sitting on a rug.", "Rates rose."]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", None])
+def test_embeddings_tell_texts_apart(llm, pooling):
+    outputs = llm.embed(TEXTS, pooling, use_tqdm=False)
+    assert [output.prompt for output in outputs] == TEXTS and all(output.finished for output in outputs)
+    cat, other_cat, rates = (output.outputs.embedding for output in outputs)
+    assert sum(a * b for a, b in zip(cat, other_cat, strict=True)) > sum(a * b for a, b in zip(cat, rates, strict=True))
+    assert llm.embed(TEXTS[1], pooling, use_tqdm=False)[0].outputs.embedding == other_cat
+
+
+def test_embeddings_have_the_dimensions_asked_for(llm):
+    whole, cut = (llm.embed(TEXTS[0], dimensions=n, use_tqdm=False)[0].outputs.embedding for n in (None, 32))
+    length = sum(value * value for value in whole[:32]) ** 0.5
+    assert len(whole) == 576 and cut == pytest.approx([value / length for value in whole[:32]], abs=1e-6)
+    for arguments, text in (({"dimensions": 0}, "dimensions"), ({"pooling": "max"}, "pooling")):
+        with pytest.raises(RequestError, match=text):
+            llm.embed("x", use_tqdm=False, **arguments)
+
+
 def test_bad_prompts_raise_before_anything_runs(llm):
     for prompt, text in (("", "empty"), ([1, 10**6], "1000000"), ("word " * 600, "512"), ({"wat": 1}, "wat")):
         with pytest.raises(RequestError, match=text):

@@ -60,6 +60,32 @@ def test_min_tokens_holds_the_end_back(make_engine):
     assert len(held) >= 6 and stop not in held[:6]
 
 
+def _contains(tokens: list[int], word: tuple[int, ...]) -> bool:
+    return any(tuple(tokens[i : i + len(word)]) == word for i in range(len(tokens)))
+
+
+def test_bad_words_end_where_they_would_be_complete(make_engine):
+    engine = make_engine()
+    free = _tokens(engine, _greedy())
+    word = tuple(free[2:5])
+    others = ((free[3], free[4] + 1), (499, free[1]), tuple(free[:3])[::-1])
+    tokens = _tokens(engine, _greedy(bad_words_token_ids=(word, *others)))
+    assert tokens[:4] == free[:4] and tokens[4] != free[4], "all but the last token of a word may be drawn"
+    assert not any(_contains(tokens, each) for each in (word, *others))
+    assert free[0] not in _tokens(engine, _greedy(bad_words_token_ids=((free[0],),)))
+    behind_the_prompt = (PROMPT[-1], free[0])
+    assert _tokens(engine, _greedy(bad_words_token_ids=(behind_the_prompt,))) == free, "only the output counts"
+
+
+def test_several_bad_words_may_end_in_the_same_token(make_engine):
+    engine = make_engine()
+    free = _tokens(engine, _greedy())
+    words = ((7, free[3]), (free[2], free[3]), (8, 9, free[3]), (free[1], free[2], free[3]))
+    for order in (words, words[::-1]):
+        tokens = _tokens(engine, _greedy(bad_words_token_ids=order))
+        assert tokens[:3] == free[:3] and tokens[3] != free[3]
+
+
 def test_logprobs_are_of_the_raw_logits(make_engine):
     engine = make_engine()
 
@@ -89,6 +115,10 @@ def _mixed_jobs() -> dict[str, tuple[list[int], SamplingParams]]:
         {"allowed_token_ids": tuple(range(0, 500, 3))}, {"min_tokens": 9, "stop_token_ids": tuple(range(0, 500, 4))},
         {"repetition_penalty": 1.2, "allowed_token_ids": tuple(range(250)), "logit_bias": {9: 2.0}, "logprobs": 0},
         {"logprobs": 3}, {},
+        {"bad_words_token_ids": tuple((i, j) for i in range(8, 24) for j in range(0, 500, 29)), "logprobs": 1},
+        {"bad_words_token_ids": tuple((i,) for i in range(0, 500, 2)), "repetition_penalty": 1.1},
+        {"bad_words_token_ids": tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in range(50, 60)),
+         "allowed_token_ids": (0, 1, *range(50, 60)), "frequency_penalty": 0.3},
     ]  # fmt: skip
     return {
         f"r{i}": (

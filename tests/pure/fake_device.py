@@ -11,7 +11,8 @@ import zlib
 
 import numpy as np
 
-from pyengine.sched.step import StepInput, StepOutput
+from pyengine.protocol import TokenLogprob
+from pyengine.sched.step import PoolRead, ScoreRead, StepInput, StepOutput
 
 
 class FakeDevice:
@@ -22,6 +23,7 @@ class FakeDevice:
         self.host_slots: dict[tuple[int, int], tuple[int, int]] = {}
         self.tables: dict[tuple[int, int], int] = {}
         self.last_tokens: dict[int, int] = {}
+        self.sums: dict[int, list[int]] = {}
         self.nan_prefixes: set[tuple[int, ...]] = set()
 
     def execute(self, step: StepInput) -> StepOutput:
@@ -36,7 +38,11 @@ class FakeDevice:
         tokens = [self._attend(step, i) for i in range(len(step.rows)) if step.samples[i]]
         for row, token in zip(step.rows[step.samples].tolist(), tokens, strict=True):
             self.last_tokens[row] = token
-        return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32))
+        scores = tuple(self._score(step, read) for read in step.reads.scores)
+        vectors = [self._pool(step, read) for read in step.reads.pools]
+        ended = [vector for vector in vectors if vector is not None]
+        pooled = np.asarray(ended, np.float32) if step.reads.pools else None
+        return StepOutput(step.step_id, np.asarray(tokens, dtype=np.int32), prompt_scores=scores, pooled=pooled)
 
     def _swap(self, pairs: list[list[int]], source: dict, target: dict) -> None:
         """In any order: the copies of one direction are independent. Only whole blocks are worth one."""
@@ -72,13 +78,45 @@ class FakeDevice:
                 self.slots[slot] = (position, token)
 
     def _attend(self, step: StepInput, i: int) -> int:
-        row, length = int(step.rows[i]), int(step.num_computed_tokens[i] + step.num_new_tokens[i])
+        return self.sample(self._prefix(step, i, int(step.num_computed_tokens[i] + step.num_new_tokens[i])))
+
+    def _score(self, step: StepInput, read: ScoreRead) -> list[TokenLogprob]:
+        start, num_new = int(step.num_computed_tokens[read.batch_row]), int(step.num_new_tokens[read.batch_row])
+        assert 0 <= read.first and read.first + len(read.target_ids) <= num_new, "a token outside the chunk is read"
+        return [
+            self.score(self._prefix(step, read.batch_row, start + index + 1), target)
+            for index, target in enumerate(read.target_ids, read.first)
+        ]
+
+    def score(self, prefix: tuple[int, ...], target: int) -> TokenLogprob:
+        if prefix in self.nan_prefixes:
+            return TokenLogprob(float("nan"), 0, [], [])
+        return TokenLogprob(-(zlib.crc32(repr((prefix, target)).encode()) % 1000) / 10, target, [], [])
+
+    def _pool(self, step: StepInput, read: PoolRead) -> list[float] | None:
+        start, num_new = int(step.num_computed_tokens[read.batch_row]), int(step.num_new_tokens[read.batch_row])
+        assert step.rows[read.batch_row] == read.row and read.first + read.num_tokens <= num_new
+        if read.begins:
+            self.sums[read.row] = []
+        first = start + read.first
+        for length in range(first + 1, first + read.num_tokens + 1):
+            self.sums[read.row].append(self.state(self._prefix(step, read.batch_row, length)))
+        return self.mean(self.sums.pop(read.row), read.divisor) if read.divisor else None
+
+    def state(self, prefix: tuple[int, ...]) -> float:
+        return float("nan") if prefix in self.nan_prefixes else zlib.crc32(repr(prefix).encode()) % 1000
+
+    def mean(self, states: list[float], divisor: int) -> list[float]:
+        return [sum(states) / divisor, len(states)]
+
+    def _prefix(self, step: StepInput, i: int, length: int) -> tuple[int, ...]:
+        row = int(step.rows[i])
         prefix = []
         for position in range(length):
             stored, token = self.slots[self.tables[row, position // self.block_size], position % self.block_size]
             assert stored == position, f"row {row} reads position {stored} at {position}"
             prefix.append(token)
-        return self.sample(tuple(prefix))
+        return tuple(prefix)
 
     def sample(self, prefix: tuple[int, ...]) -> int:
         if prefix in self.nan_prefixes:

@@ -94,7 +94,7 @@ def test_history_of_calls():
     [
         ({"max_tokens": None}, "missing required field `max_tokens`"),
         ({"max_tokens": 0}, "max_tokens must be in"),
-        ({"bogus": 1}, "unknown field `bogus`"),
+        ({"bogus": 1}, "unknown field 'bogus'"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role must be user or assistant"),
         ({"messages": [{"role": "user", "content": 5}]}, "must be a string or text blocks"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "blocks of type 'image' are not supported"),

@@ -9,16 +9,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pyengine.text.anthropic import MessagesRequest
+from pyengine.text import anthropic, responses
+from pyengine.text.anthropic import CountRequest, MessagesRequest
 from pyengine.text.fields import (
     IGNORED,
     NOT_YET,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
-from pyengine.text.responses import REFUSED, ResponsesRequest
+from pyengine.text.responses import ResponsesRequest
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text("utf-8")
 
@@ -46,10 +48,15 @@ def taken(struct: type) -> set[str]:
         ("Fields of completions alone", taken(CompletionRequest) - taken(ChatRequest) | {"logprobs"}),
         ("Fields of /tokenize", taken(TokenizeRequest)),
         ("Fields of /detokenize", taken(DetokenizeRequest)),
+        ("Fields of /v1/embeddings", taken(EmbeddingRequest)),
         ("Accepted without effect", set(IGNORED)),
         ("Fields of /v1/messages", taken(MessagesRequest)),
+        ("Refused by /v1/messages", set(anthropic.REFUSED)),
+        ("Accepted without effect by /v1/messages", set(anthropic.IGNORED)),
+        ("Fields of /v1/messages/count_tokens", taken(CountRequest) | anthropic.COUNT_IGNORED),
         ("Fields of /v1/responses", taken(ResponsesRequest)),
-        ("Refused by /v1/responses", set(REFUSED)),
+        ("Refused by /v1/responses", set(responses.REFUSED)),
+        ("Accepted without effect by /v1/responses", set(responses.IGNORED)),
     ],
 )
 def test_tables_are_complete(heading, fields):
@@ -72,3 +79,12 @@ def test_what_is_refused_is_listed_with_what_is_not():
         struct = ChatRequest if "chat" in ends else CompletionRequest
         expected[name, "both" if len(ends) == 2 else ends[0]] = list(NOT_YET[struct][name])
     assert listed == expected
+
+
+@pytest.mark.parametrize(
+    ("heading", "refused"), [("/v1/messages", anthropic.REFUSED), ("/v1/responses", responses.REFUSED)]
+)
+def test_what_asks_for_nothing_is_listed(heading, refused):
+    listed = {row[0].strip("`"): row[1] for row in rows(f"Refused by {heading}")}
+    for name, neutral in refused.items():
+        assert [json.loads(value) for value in re.findall(r"`([^`]*)`", listed[name])] == list(neutral)

@@ -45,6 +45,7 @@ FORBIDDEN = {
     "pyengine.models": ("pyengine.runner", "pyengine.sched", "pyengine.engine", "transformers"),
     "pyengine.layers": ("pyengine.runner", "pyengine.sched", "pyengine.config", "pyengine.models"),
     "pyengine.ops": ("pyengine.layers", "pyengine.models", "pyengine.runner", "pyengine.sched", "pyengine.config"),
+    "pyengine.batch": ("flask", "gevent", "zmq", "server.app", "server.http", "server.service", "server.launcher"),
     "pyengine.protocol": ("torch", "numpy"),
 }
 
@@ -89,7 +90,14 @@ def test_imports_follow_the_arrows(package):
 
 @pytest.mark.parametrize(
     "module",
-    ["server.launcher", "pyengine", "pyengine.sched.scheduler", "pyengine.text.processor", "pyengine.runner.kv_memory"],
+    [
+        "server.launcher",
+        "pyengine",
+        "pyengine.sched.scheduler",
+        "pyengine.text.processor",
+        "pyengine.batch.answers",
+        "pyengine.runner.kv_memory",
+    ],
 )
 def test_torch_is_not_loaded(module):
     code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was imported'"

@@ -88,7 +88,7 @@ def test_items_become_messages():
         ({"truncation": "auto"}, "truncation", "is not supported"),
         ({"bogus": 1}, "bogus", "unknown field"),
         ({"input": None}, "input", "missing required field `input`"),
-        ({"input": []}, "messages", "at least one message"),
+        ({"input": []}, "input", "at least one message"),
         ({"input": [5]}, "input[0]", "must be an object"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "are not supported"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "not supported"),

@@ -283,7 +283,9 @@ def test_a_preempted_sequence_does_not_queue_again():
 class FakeGrammar:
     """Allows even tokens only; becomes ready after some looks, or fails."""
 
-    def __init__(self, source: str):
+    constrains = True
+
+    def __init__(self, source: str, thinking: object = None):
         self._looks = int(source) if source.isdigit() else 0
         self.error = "" if source.isdigit() else source
         self.complete = False

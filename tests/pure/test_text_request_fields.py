@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -54,7 +55,7 @@ def test_choices_of_tokens_arrive(endpoint):
     [
         ({"presence_penalty": 2.1}, "presence_penalty", "must be in [-2, 2], got 2.1"),
         ({"frequency_penalty": -3}, "frequency_penalty", "must be in [-2, 2], got -3"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "must be in (0, 10], got 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "must be in [0.001, 10], got 0"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "the key 'x'"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "the key '-1'"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "the key '999"),
@@ -66,8 +67,15 @@ def test_choices_of_tokens_arrive(endpoint):
         ({"allowed_token_ids": []}, "allowed_token_ids", "no token could be drawn"),
         ({"allowed_token_ids": [BPE.vocab_size]}, "allowed_token_ids", f"outside [0, {BPE.vocab_size})"),
         ({"allowed_token_ids": [-1]}, "allowed_token_ids", "must be in [0"),
-        ({"bad_words": ["x"]}, "bad_words", "bad_words is not supported yet"),
-        ({"prompt_logprobs": 1}, "prompt_logprobs", "prompt_logprobs is not supported yet"),
+        ({"bad_words": [""]}, "bad_words", "must be non-empty strings, got ''"),
+        ({"bad_words": "x"}, "bad_words", "Expected `array"),
+        ({"bad_words": ["x"] * 257}, "bad_words", "at most 256 entries, got 257"),
+        ({"bad_words": ["x" * 257]}, "bad_words", "at most 256 characters, got 257"),
+        ({"bad_words": ["ab" * 50]}, "bad_words", "must have 1 to 32 tokens"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "must be in [0, 20], got 21"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "must be in [0, 20], got -1"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not allowed with stream: true"),
+        ({"max_tokens": 0}, "max_tokens", "must be in [1, 16777216], got 0"),
         ({"spaces_between_special_tokens": False}, "spaces_between_special_tokens", "not supported yet"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "must be -1 or in [1, 63], got 0"),
         ({"truncate_prompt_tokens": 64}, "truncate_prompt_tokens", "got 64"),
@@ -107,14 +115,45 @@ def test_logprobs_of_completions():
         completion(top_logprobs=2)
 
 
+def test_prompt_logprobs():
+    for endpoint in (completion, chat):
+        assert endpoint().prompts[0].params.prompt_logprobs is None and endpoint().form.prompt_logprobs is None
+        asked = endpoint(prompt_logprobs=0, max_tokens=0)
+        assert asked.prompts[0].params.prompt_logprobs == asked.form.prompt_logprobs == 0
+        assert asked.prompts[0].params.max_tokens == 0
+    echoed = completion(echo=True, logprobs=3, stream=True)
+    assert echoed.prompts[0].params.prompt_logprobs == 3 and echoed.form.prompt_logprobs is None
+    both = completion(echo=True, logprobs=3, prompt_logprobs=5)
+    assert both.prompts[0].params.prompt_logprobs == 5 == both.form.prompt_logprobs
+    assert completion(echo=True, prompt_logprobs=2).prompts[0].params.logprobs is None
+
+
+def test_scores_of_prompts_are_bounded():
+    limits = dataclasses.replace(PROCESSOR.limits, max_prompt_scores=240)
+    processor = TextProcessor(PROCESSOR.text, limits)
+
+    def ask(**fields: object):
+        return processor.completion(json.dumps({"prompt": [[5] * 20] * 2, **fields}).encode())
+
+    assert len(ask(prompt_logprobs=5).prompts) == 2 and ask(prompt_logprobs=1, n=3) and ask(logprobs=20)
+    for fields in ({"prompt_logprobs": 6}, {"prompt_logprobs": 1, "n": 4}, {"echo": True, "logprobs": 6}):
+        with pytest.raises(RequestError, match="240 log-probabilities of prompts, got 40 tokens") as caught:
+            ask(**fields)
+        assert caught.value.param == "prompt_logprobs"
+
+
+def test_a_prompt_alone_may_fill_the_context():
+    full = list(range(5, 69))
+    assert completion(prompt=full, echo=True, max_tokens=0).prompts[0].params.max_tokens == 0
+    for fields in ({"max_tokens": 1}, {"echo": True}):
+        with pytest.raises(RequestError, match="the prompt has 64 tokens"):
+            completion(prompt=full, **fields)
+
+
 def test_form():
     assert completion().form == chat().form == AnswerForm()
     asked = completion(echo=True, return_token_ids=True, return_tokens_as_token_ids=True).form
     assert asked == AnswerForm(echo=True, return_token_ids=True, tokens_as_ids=True)
-    with pytest.raises(RequestError, match="echo together with logprobs is not supported yet"):
-        completion(echo=True, logprobs=1)
-    with pytest.raises(RequestError, match="max_tokens must be in"):
-        completion(echo=True, max_tokens=0)
     with pytest.raises(RequestError, match="echo is not supported yet"):
         chat(echo=True)
     assert PROCESSOR.prompt_text(completion().prompts[0]) == "hello"

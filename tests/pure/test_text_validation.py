@@ -190,7 +190,7 @@ def test_false_is_not_zero():
         ({"stop_token_ids": [BPE.vocab_size]}, "stop_token_ids", f"outside [0, {BPE.vocab_size})"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed with stream"),
         ({"stream": "yes"}, "stream", "Expected `bool`"),
-        ({"stream": True, "stream_options": {"bogus": 1}}, "stream_options", "unknown field `bogus`"),
+        ({"stream": True, "stream_options": {"bogus": 1}}, "stream_options.bogus", "unknown field 'bogus'"),
         ({"priority": 1 << 40}, "priority", "priority must be in"),
         ({"cache_salt": "x" * 129}, "cache_salt", "at most 128 characters, got 129"),
         ({"cache_salt": 5}, "cache_salt", "Expected `str`"),

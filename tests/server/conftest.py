@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from running_server import RunningServer
+from running_server import TOOL_TEMPLATE, RunningServer
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,16 @@ def strict_server():
     flags = ["--api-key", keys[0], "--api-key", keys[1], "--public-metrics", "--access-log", "--max-num-seqs", "2"]
     with RunningServer(*flags, "--max-queued-requests", "4", "--max-queued-tokens", "2000") as running:
         running.keys = keys
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tool_server(tmp_path_factory):
+    """One whose chat template offers tools, for clients with the key ``tool_server.key``."""
+    template = tmp_path_factory.mktemp("template") / "template.jinja"
+    template.write_text(TOOL_TEMPLATE)
+    with RunningServer("--chat-template", str(template), "--api-key", "sk-tools") as running:
+        running.key = "sk-tools"
         yield running
 
 

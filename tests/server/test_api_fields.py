@@ -73,11 +73,51 @@ def test_choices_of_tokens(client):
     assert len(set(varied)) > len(set(free))
 
 
+def test_bad_words(client):
+    arguments = {**SHORT, "max_tokens": 16}
+    free = client.completions.create(**arguments).choices[0].text
+    assert "Paris" in free
+    body = {"bad_words": ["Paris", "the capital"]}
+    text = client.completions.create(**arguments, extra_body=body).choices[0].text
+    assert "Paris" not in text and "the capital" not in text
+    chunks = client.completions.create(**arguments, extra_body=body, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == text
+
+
 def test_echo(client):
     plain = client.completions.create(**SHORT).choices[0].text
     assert client.completions.create(**SHORT, echo=True).choices[0].text == SHORT["prompt"] + plain
     chunks = list(client.completions.create(**SHORT, echo=True, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == SHORT["prompt"] + plain
+
+
+def test_the_prompt_can_be_scored(client):
+    """An echo's log-probabilities are those that generating it would have had."""
+    generated = client.completions.create(**SHORT, logprobs=2).choices[0]
+    text = SHORT["prompt"] + generated.text
+    arguments = {**SHORT, "prompt": text, "max_tokens": 0, "logprobs": 2, "echo": True}
+    answer = client.completions.create(**arguments)
+    scored = answer.choices[0]
+    assert scored.text == text and scored.finish_reason == "length" and answer.usage.completion_tokens == 0
+    assert scored.logprobs.token_logprobs[0] is None and "".join(scored.logprobs.tokens) == text
+    assert scored.logprobs.token_logprobs[-8:] == generated.logprobs.token_logprobs
+    assert scored.logprobs.top_logprobs[-8:] == generated.logprobs.top_logprobs
+    assert scored.logprobs.text_offset == [
+        sum(map(len, scored.logprobs.tokens[:i])) for i in range(len(scored.logprobs.tokens))
+    ]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**arguments, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert [v for c in chunks if c.logprobs for v in c.logprobs.token_logprobs] == scored.logprobs.token_logprobs
+    longer = client.completions.create(**{**arguments, "max_tokens": 4}).choices[0]
+    assert longer.logprobs.token_logprobs[: len(scored.logprobs.tokens)] == scored.logprobs.token_logprobs
+    assert len(longer.logprobs.tokens) == len(scored.logprobs.tokens) + 4 and longer.text.startswith(text)
+    extra = client.completions.create(**{**SHORT, "prompt": text, "max_tokens": 1}, extra_body={"prompt_logprobs": 0})
+    values = [next(iter(each.values()))["logprob"] for each in extra.choices[0].prompt_logprobs[1:]]
+    assert values == scored.logprobs.token_logprobs[1:]
+    chat = client.chat.completions.create(
+        model=MODEL, messages=FRANCE, temperature=0, max_tokens=3, extra_body={"prompt_logprobs": 1}
+    )
+    assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens and chat.prompt_logprobs[0] is None
 
 
 def test_truncation_is_counted(client):

@@ -1,0 +1,1 @@
+"""How long it takes from starting the process to the first token."""
