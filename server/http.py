@@ -26,6 +26,7 @@ from server.config import ServerConfig
 from server.connections import Connections, connection_limit
 from server.http_head import Head, parse_head
 from server.http_input import MIN_BYTES_PER_S, Body, BodyBudget, BodyLimits, Inbox
+from server.metric_board import Board
 from server.openai.errors import body_of, log_bug
 from server.request_id import ENVIRON_KEY, HEADER, request_id
 
@@ -33,6 +34,7 @@ SOCKET_KEY = "pyengine.socket"
 PEEK_INTERVAL_S = 1.0
 SEND_BUFFER_BYTES = 256 << 10  # kept by the kernel for a client that reads slowly
 LINGER_S = 2.0  # for a client to read why its request was refused while it is still sending
+GIVE_WAY_S = 0.002  # to a worker with fewer connections; it is late by this when that one is busy
 MAX_BODIES_AT_ONCE = 32  # of the largest size, until they are parsed
 
 
@@ -52,6 +54,7 @@ class Handler(WSGIHandler):
             self._refuse(RequestError("too many connections; try again", status=503))
             self.socket.close()
             return
+        self.server.count()
         try:
             while self._serve_one():
                 connections.end(self)
@@ -65,6 +68,7 @@ class Handler(WSGIHandler):
             pass
         finally:
             connections.leave(self)
+            self.server.count()
             self.socket.close()
 
     def cut_off(self) -> None:
@@ -217,9 +221,11 @@ class Handler(WSGIHandler):
 class HttpServer(WSGIServer):
     """gevent's server with what all its connections share."""
 
-    def __init__(self, listener: socket.socket, app: Callable, config: ServerConfig):
+    def __init__(self, listener: socket.socket, app: Callable, config: ServerConfig, board: Board | None = None):
         super().__init__(listener, app, handler_class=Handler, log=None, error_log=sys.stderr)
-        if config.api_workers > 1:
+        self._board = board
+        self._gave_way = False
+        if board is not None:
             self.max_accept = 1  # the next connection may be another worker's
         self.access_log = config.access_log
         self.client_timeout_s = config.client_timeout
@@ -228,12 +234,30 @@ class HttpServer(WSGIServer):
         budget = BodyBudget(MAX_BODIES_AT_ONCE * config.max_body_size)
         self.body_limits = BodyLimits(config.max_body_size, config.client_timeout, budget)
 
+    def count(self) -> None:
+        """The number of connections has changed."""
+        if self._board is not None:
+            self._board.put_load(len(self.connections))
 
-def make_server(listener: socket.socket, app: Callable, config: ServerConfig) -> HttpServer:
+    def _do_read(self) -> None:
+        """A client knocks. The kernel wakes all workers that share the socket, and the same one is always first; so one
+        that has more connections than another lets that one have it, and takes it itself when it does not.
+        """
+        if self._board is None or self._gave_way or self._board.is_least_loaded:
+            self._gave_way = False
+            super()._do_read()
+            return
+        self._gave_way = True
+        self.stop_accepting()
+        self._timer = self.loop.timer(GIVE_WAY_S)
+        self._timer.start(self._start_accepting_if_started)
+
+
+def make_server(listener: socket.socket, app: Callable, config: ServerConfig, board: Board | None = None) -> HttpServer:
     """A server for a listening socket, whose options its connections inherit."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an event is sent when it is there
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    return HttpServer(listener, app, config)
+    return HttpServer(listener, app, config, board)
 
 
 class ClientWatch:

@@ -72,6 +72,8 @@ class HttpSide:
         self._board = board
         self.state = ServerState()
         self.service: Service | None = None
+        self.held = False  # ready or not, it says that it is not: others on this port may not be ready yet
+        self._ready: Ready | None = None  # of the current engine
         self.client = EngineClient(self._on_ready, self._on_progress, name)
         self._app = create_app(self.state, lambda: self.service, config)
         self._text: Computation | None = None  # loading on a thread while the engine starts
@@ -83,7 +85,7 @@ class HttpSide:
         return self.service is not None
 
     def start(self, listener: socket) -> None:
-        self._http = make_server(listener, self._app, self._config)
+        self._http = make_server(listener, self._app, self._config, self._board)
         self._http.start()
 
     def load(self, path: Path) -> None:
@@ -93,8 +95,12 @@ class HttpSide:
     def connect(self, address: str) -> None:
         self.client.connect(address)
 
+    def release(self) -> None:
+        self.held = False
+        self.state.ready = self._ready
+
     def engine_died(self) -> None:
-        self.state.ready = None
+        self.state.ready = self._ready = None
         self.state.progress = Progress("restarting the engine")
         if self.service is not None and self._events.stats is None:
             self.service.metrics.engine_ended()
@@ -144,7 +150,8 @@ class HttpSide:
         except PyengineError as error:
             self._events.failed(str(error), error.exit_code)
             return
-        self.state.ready = ready
+        self._ready = ready
+        self.state.ready = None if self.held else ready
         self._events.ready(ready, self.service)
 
     def _make_service(self, ready: Ready) -> None:

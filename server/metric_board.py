@@ -4,6 +4,9 @@ A process writes its own row and nothing else, without locks; what is told to th
 whichever process is asked. With several API workers the rows are one file in shared memory, and a worker that takes a
 dead one's place goes on with its row, so that counters never fall. What only one process may know (the engine's
 statistics) is written by that process and is 0 in all other rows.
+
+The first number of a row is not told to the world: how many connections the process has, so that workers can share them
+out evenly.
 """
 
 from __future__ import annotations
@@ -38,7 +41,16 @@ class Board:
     def __init__(self, rows: Sequence[memoryview] | None = None, own: int = 0):
         self._rows = rows or [memoryview(bytearray(8 * ROW_NUMBERS)).cast("d")]
         self._own = self._rows[own]
-        self._num_given = 0
+        self._own[0] = 0.0
+        self._num_given = 1
+
+    def put_load(self, load: float) -> None:
+        self._own[0] = load
+
+    @property
+    def is_least_loaded(self) -> bool:
+        """Whether no other process has less to do."""
+        return self._own[0] <= min(row[0] for row in self._rows)
 
     @classmethod
     def create(cls, path: Path, num_rows: int) -> None:

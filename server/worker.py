@@ -30,6 +30,7 @@ from server.worker_messages import (  # noqa: E402
     EngineDied,
     Failed,
     Load,
+    Open,
     Serving,
     Setup,
     ToLauncher,
@@ -48,13 +49,15 @@ class Worker:
         self._output = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed goes to the log
         self._ending = Event()
+        self._is_listening = False
         self._setup = decode_to_worker(self._input.readline())
         self._side = self._make_side(self._setup)
 
     def run(self) -> int:
         gevent.signal_handler(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the launcher decides
-        self._side.start(socket.socket(fileno=self._setup.listener_fd))
+        if not self._setup.is_open:
+            self._listen()
         gevent.spawn(self._obey)
         self._ending.wait()
         self._side.drain()
@@ -65,7 +68,13 @@ class Worker:
         board = Board.open(Path(setup.board), setup.num_rows, setup.row)
         times = StartTimes(setup.began_s, setup.engine_started_s)
         events = Events(self._on_ready, self._on_failure, stats=lambda stats: None)
-        return HttpSide(setup.config, setup.engine_config, events, times, board, setup.name)
+        side = HttpSide(setup.config, setup.engine_config, events, times, board, setup.name)
+        side.held = not setup.is_open
+        return side
+
+    def _listen(self) -> None:
+        self._is_listening = True
+        self._side.start(socket.socket(fileno=self._setup.listener_fd))
 
     def _obey(self) -> None:
         for line in self._input:
@@ -76,6 +85,8 @@ class Worker:
                     self._side.connect(address)
                 case Doing(text, fraction):
                     self._side.report(Progress(text, fraction))
+                case Open():
+                    self._side.release()
                 case EngineDied():
                     self._side.engine_died()
                 case Drain():
@@ -87,6 +98,8 @@ class Worker:
         self._ending.set()
 
     def _on_ready(self, ready: Ready, service: Service) -> None:
+        if not self._is_listening:
+            self._listen()
         self._tell(Serving(service.model_name, list(service.notes)))
 
     def _on_failure(self, text: str, exit_code: int) -> None:

@@ -1,7 +1,7 @@
 """What the launcher and its API workers say to each other: a line of JSON each, over the worker's standard input and
 output.
 
-    launcher -> worker: Setup once, then Load, Connect, Doing, EngineDied, Drain; the end of the input: end at once
+    launcher -> worker: Setup once, then Load, Connect, Doing, Open, EngineDied, Drain; end of input: end at once
     worker -> launcher: Serving, Failed
 """
 
@@ -24,6 +24,7 @@ class Setup(_Message):
         name: its name on the engine's socket.
         listener_fd: the listening socket, inherited.
         board, num_rows, row: its place for counting (see ``metric_board``).
+        is_open: the server serves already; it must not notice a worker that is not ready.
         began_s, engine_started_s: of the launcher (see ``StartTimes``).
     """
 
@@ -34,6 +35,7 @@ class Setup(_Message):
     board: str
     num_rows: int
     row: int
+    is_open: bool
     began_s: float
     engine_started_s: float
 
@@ -55,6 +57,10 @@ class Doing(_Message):
 
     text: str
     fraction: float
+
+
+class Open(_Message):
+    """All workers are ready: say so to clients."""
 
 
 class EngineDied(_Message):
@@ -79,7 +85,7 @@ class Failed(_Message):
     exit_code: int
 
 
-ToWorker = Setup | Load | Connect | Doing | EngineDied | Drain
+ToWorker = Setup | Load | Connect | Doing | Open | EngineDied | Drain
 ToLauncher = Serving | Failed
 
 _to_worker = msgspec.json.Decoder(ToWorker)

@@ -34,6 +34,7 @@ from server.worker_messages import (
     EngineDied,
     Failed,
     Load,
+    Open,
     Serving,
     Setup,
     ToWorker,
@@ -68,6 +69,9 @@ class Workers:
         self._path: Path | None = None
         self._address: str | None = None
         self._ending = False
+        self._ready_places: set[int] = set()
+        self._last_served: Serving | None = None
+        self._is_open = False  # all of them were ready once
         self.served = False
 
     def start(self, listener: socket) -> None:
@@ -122,8 +126,9 @@ class Workers:
             started_s = time.monotonic()
             name = f"worker-{index}-{secrets.token_hex(4)}"
             child = self._children[index] = self._start(index, name)
-            has_served = self._listen(child)
+            has_served = self._listen(index, child)
             code = child.wait()
+            self._ready_places.discard(index)
             self.client.server_ended(name)
             if self._ending:
                 return
@@ -150,6 +155,7 @@ class Workers:
             str(self._board),
             self._num + 1,
             index,
+            self._is_open,
             times.began_s,
             times.engine_started_s,
         )
@@ -160,7 +166,7 @@ class Workers:
             _tell(child, Connect(self._address))
         return child
 
-    def _listen(self, child: subprocess.Popen) -> bool:
+    def _listen(self, index: int, child: subprocess.Popen) -> bool:
         """To what a worker says until it has ended; whether it has served."""
         has_served = False
         for line in child.stdout:
@@ -172,12 +178,25 @@ class Workers:
             match message:
                 case Serving():
                     has_served = self.served = True
-                    if self._ready is not None:
-                        self._events.ready(self._ready, message)
+                    self._serves(index, message)
                 case Failed(text, exit_code):
                     self._events.failed(text, exit_code)
         child.stdout.close()
         return has_served
+
+    def _serves(self, index: int, message: Serving) -> None:
+        """The first time, clients are let in when the last worker is ready: whoever they reach then will answer."""
+        self._ready_places.add(index)
+        if not self._is_open and len(self._ready_places) == self._num:
+            self._is_open = True
+            self._tell_all(Open())
+        self._last_served = message
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """The engine's word to the launcher may come before the last worker's or after it."""
+        if self._is_open and self._ready is not None:
+            self._events.ready(self._ready, self._last_served)
 
     def _tell_all(self, message: ToWorker) -> None:
         for child in self._children:
@@ -190,8 +209,10 @@ class Workers:
         self._ready = ready
         if self._metrics is None:
             board = Board.open(self._board, self._num + 1, self._num)
+            board.put_load(float("inf"))  # this process takes no connections
             self._metrics = Metrics(self._config.served_model_name or "", ready.max_model_len, board)
             self.client.on_step = self._metrics.update_engine
+        self._tell_ready()
 
 
 def _tell(child: subprocess.Popen, message: ToWorker) -> None:

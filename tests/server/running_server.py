@@ -35,7 +35,11 @@ class RunningServer:
         self.url = ""
 
     def __enter__(self) -> RunningServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()  # nobody else would
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,7 +24,7 @@ LONG = {**SHORT, "max_tokens": 4000, "stream": True}
 @pytest.fixture(scope="module")
 def workers_server():
     with RunningServer("--api-workers", "2") as server:
-        server.wait_until(lambda: all(_ready(server) for _ in range(10)), 30, "ready in both workers")
+        assert all(_ready(server) for _ in range(10))  # whoever is reached
         yield server
 
 
@@ -39,6 +39,10 @@ def _children(pid: int) -> dict[int, bytes]:
 
 def _worker_pids(server) -> list[int]:
     return [pid for pid, command in _children(server.process.pid).items() if b"server.worker" in command]
+
+
+def _new(server, pids: list[int]) -> set[int]:
+    return set(_worker_pids(server)) - set(pids)
 
 
 def _alive(pid: int) -> bool:
@@ -82,8 +86,7 @@ def test_connections_are_shared_out(workers_server):
             time.sleep(0.01)
         time.sleep(0.3)
         shares = [_num_sockets(pid) - before[pid] for pid in pids]
-    assert sum(shares) == 24
-    assert min(shares) >= 1, shares
+    assert min(shares) >= 8, shares
 
 
 def test_a_dead_worker_is_replaced_and_its_requests_are_forgotten(workers_server):
@@ -95,10 +98,13 @@ def test_a_dead_worker_is_replaced_and_its_requests_are_forgotten(workers_server
             connection = stack.enter_context(closing(_open(server, LONG)))
             assert connection.getresponse().readline().startswith(b"data: ")
         assert server.metric("vllm:num_requests_running") > 0
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-    server.wait_until(lambda: len(set(_worker_pids(server)) - set(pids)) == 2, 10, "with two new workers")
-    server.wait_until(lambda: all(_ready(server) for _ in range(10)), 30, "ready again")
+        os.kill(pids[0], signal.SIGKILL)
+        assert all(_ready(server) for _ in range(5))
+        server.wait_until(lambda: len(_new(server, pids)) == 1, 10, "with a new worker")
+        assert all(_ready(server) for _ in range(20))  # it takes part only when it is ready
+        os.kill(pids[1], signal.SIGKILL)
+    server.wait_until(lambda: len(_new(server, pids)) == 2, 10, "with two new workers")
+    assert all(_ready(server) for _ in range(10))  # at the latest when there is somebody to answer
     server.wait_until(lambda: server.metric("vllm:num_requests_running") == 0, 5, "rid of their requests")
     assert server.request("/v1/completions", SHORT)[0] == 200
     assert server.metric("vllm:request_success_total") >= counted + 1
@@ -123,10 +129,10 @@ def test_a_dead_engine_is_an_error_event_and_a_new_engine(workers_server):
 def test_the_queue_has_one_owner():
     flags = ["--api-workers", "2", "--max-num-seqs", "2", "--max-queued-requests", "4"]
     with RunningServer(*flags) as server, ExitStack() as stack:
-        server.wait_until(lambda: all(_ready(server) for _ in range(10)), 30, "ready in both workers")
         statuses = []
         for _ in range(16):
-            connection = stack.enter_context(closing(_open(server, LONG)))
+            # The echo is an answer's first event, also while it waits in the queue.
+            connection = stack.enter_context(closing(_open(server, {**LONG, "echo": True})))
             statuses.append(connection.getresponse().status)
             time.sleep(0.05)
         assert statuses.count(200) in (6, 7)  # two run, four wait; perhaps one more before the second ran
@@ -136,7 +142,6 @@ def test_the_queue_has_one_owner():
 
 def test_sigterm_lets_all_workers_finish():
     with RunningServer("--api-workers", "2") as server, ExitStack() as stack:
-        server.wait_until(lambda: all(_ready(server) for _ in range(10)), 30, "ready in both workers")
         pids = [*_children(server.process.pid)]
         responses = []
         for _ in range(8):
