@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
+
+# The benchmarks' own tests import `bench`, which is not installed. Last, so that the installed pyengine stays first.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
