@@ -92,7 +92,6 @@ constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
   const double full = kTileNs + stages * stage_ns(s, plan, places), last = kTileNs + stages * stage_ns(s, plan, rest);
   return kLaunchNs + (plan.cluster > 1 ? kClusterNs : 0) + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
 }
-constexpr double floor_ns(const Shape& s) { return static_cast<double>(2 * s.n * s.k) / kMemoryRate; }
 
 // Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): few rows, and features enough that every
 // SM has a wide tile. Elsewhere x, which every block reads whole, costs more than the wider reads of weights bring.
