@@ -12,6 +12,7 @@
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
+#include "cuda/attention/decode_boxes.cuh"
 #include "cuda/attention/decode_cta.cuh"
 #include "cuda/attention/prefill_wgmma.cuh"
 #include "cuda/common/launch.cuh"
@@ -22,15 +23,18 @@ namespace pe::cuda::attention {
 struct WarpMemory {
   unsigned char* cta_slots;
   unsigned char* warp_slots;
-  Job* job;
-  int* ticket;  // of the CTA
+  Job* job;            // kLiveBoxJobs of them
+  uint64_t* barriers;  // of the ring of boxes
+  int* ticket;         // of the CTA
 };
 template <int kDim>
-__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots, bool by_cta) {
-  unsigned char* const control = smem + smem_bytes<kDim>(num_slots, by_cta) - kControlBytes;
-  return {smem, smem + warp_id() * num_slots * kSlabBytes<kDim>,
-          reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
-          reinterpret_cast<int*>(control + kWarps * kJobBytes)};
+__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, const RunArgs& args) {
+  unsigned char* const control = smem + smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes) - kControlBytes;
+  unsigned char* const barriers = control + kWarps * kLiveBoxJobs * kJobBytes;
+  return {smem, smem + warp_id() * (args.by_boxes ? kBoxRingBytes : args.num_slots * kSlabBytes<kDim>),
+          reinterpret_cast<Job*>(control + warp_id() * kLiveBoxJobs * kJobBytes),
+          reinterpret_cast<uint64_t*>(barriers + warp_id() * (kBarrierBytes / kWarps)),
+          reinterpret_cast<int*>(barriers + kBarrierBytes)};
 }
 
 // The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
@@ -121,15 +125,19 @@ __device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs args) {
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_kernel(const __grid_constant__ KvMaps maps, const __grid_constant__ RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
-  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.by_cta);
+  const WarpMemory memory = warp_memory<kDim>(smem, args);
   wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<T, kDim>(args);
+  } else if (kTakesBoxes<kDim> && args.by_boxes) {
+    if constexpr (kTakesBoxes<kDim>)
+      run_box_tickets<T, kDim>(args, maps, memory.warp_slots, memory.barriers, memory.job);
   } else {
     run_warp_tickets<T, kDim>(args, memory);
   }
@@ -137,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs ar
 }
 
 template <int kDim>
-void launch_attention(const RunArgs& args, DType dtype, int num_ctas, Stream stream) {
+void launch_attention(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.by_cta),
-           stream, "paged_attention", args);
+    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
+           smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes), stream, "paged_attention", maps, args);
   };
   dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);
 }

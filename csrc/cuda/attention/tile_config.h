@@ -55,9 +55,19 @@ constexpr int kShallowSlots = 2;
 template <int kDim>
 constexpr int kDeepSlots = kDeepRingBytes / kSlabBytes<kDim>;
 
-// Behind the rings: each warp's job (job.cuh), then the CTA's ticket.
-constexpr int kJobBytes = 128;
-constexpr int kControlBytes = kWarps * kJobBytes + 16;
+// Ring of boxes of one warp, 16 keys each as the copy engine writes them (decode_boxes.cuh; sm_90). As deep as shared
+// memory allows.
+constexpr int kBoxRingBytes = 28 << 10;
+template <int kDim>
+constexpr int kBoxSlots = kBoxRingBytes / (kSlabTokens * kDim * 2);
+template <int kDim>
+constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;
+
+// Behind the rings: each warp's jobs (job.cuh), the one computed on and the one being read; the rings' barriers; the
+// CTA's ticket.
+constexpr int kJobBytes = 128, kLiveBoxJobs = 2;
+constexpr int kBarrierBytes = kWarps * (kBoxRingBytes >> 11) * 8;  // boxes are 2 KiB or more
+constexpr int kControlBytes = kWarps * kLiveBoxJobs * kJobBytes + kBarrierBytes + 16;
 template <int kDim>
 constexpr int ring_bytes(int num_slots) {
   const int warps = kWarps * num_slots * kSlabBytes<kDim>, cta = kCtaStages * kTileBytes<kDim>;
@@ -86,9 +96,10 @@ template <int kDim>
 constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 
 template <int kDim>
-constexpr int smem_bytes(int num_slots, bool by_cta) {
+constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
   const int ring = ring_bytes<kDim>(num_slots), stages = by_cta ? kDecodeCtaBytes<kDim> : 0;
-  return (ring > stages ? ring : stages) + kControlBytes;
+  const int most = ring > stages ? ring : stages, boxes = by_boxes ? kWarps * kBoxRingBytes : 0;
+  return (most > boxes ? most : boxes) + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #include <map>
 #include <tuple>
 
+#include "cuda/common/tensor_map.h"
 #include "cuda/gemm/stream_gemm.h"
 #include "cuda/gemm/stream_kernel.cuh"
 
@@ -19,26 +20,6 @@ Kernel kernel_of(DType dtype, int tile, int groups) {
 }
 
 // ---- the device -----------------------------------------------------------------------------------------------------
-
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// From the driver that the runtime has opened, so that nothing links libcuda; null where it does not know the function.
-EncodeTiled encode_tiled() {
-  static const EncodeTiled found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-#if CUDART_VERSION >= 12050
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
-    if (error != cudaSuccess) cudaGetLastError();
-    const bool ok = error == cudaSuccess && result == cudaDriverEntryPointSuccess;
-    return ok ? reinterpret_cast<EncodeTiled>(function) : nullptr;
-  }();
-  return found;
-}
 
 // Blocks that run at once, one per SM, in clusters of each size; 0 where the kernel cannot run.
 using Places = std::array<int, std::size(kClusters)>;
