@@ -55,6 +55,7 @@ __all__ = [
     "sample",
     "set_isa",
     "set_num_threads",
+    "set_tuning",
     "silu_mul",
     "step_inputs",
     "store_tokens",
@@ -474,6 +475,19 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Force a lesser instruction set (tests); RuntimeError when the machine lacks it."""
     _C.set_isa(name)
+
+
+def set_tuning(name: str, value: int) -> None:
+    """Force a choice of speed among the CUDA kernels, for a benchmark; results do not depend on it.
+
+    Args:
+        name: ``overlap`` (0: no kernel starts before its predecessor has ended) or ``stream_rows`` (up to so many rows
+            every dense layer streams its weights). To be set before anything is captured.
+
+    Raises:
+        RuntimeError: another name, or a build without CUDA kernels.
+    """
+    _C.set_tuning(name, value)
 
 
 def has_cuda_kernels() -> bool:

@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs ar
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
   const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.by_cta);
+  release_successor();  // its blocks then come to the SMs that find no work
   wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
@@ -139,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs ar
 template <int kDim>
 void launch_attention(const RunArgs& args, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.by_cta),
-           stream, "paged_attention", args);
+    launch_overlapping(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
+                       smem_bytes<kDim>(args.num_slots, args.by_cta), stream, "paged_attention", args);
   };
   dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);
 }

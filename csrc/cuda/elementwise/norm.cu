@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpSize * kRowsPerCt
   __shared__ float scratch[kThreads / kWarpSize];
   const int thread = kWarpPerRow ? lane_id() : static_cast<int>(threadIdx.x);
   const int64_t row = kWarpPerRow ? int64_t{blockIdx.x} * kRowsPerCtaOfWarps + warp_id() : int64_t{blockIdx.x};
-  if (row >= p.rows) return;  // a whole warp, and only where there is no block barrier
+  release_successor();
+  if (row >= p.rows) return wait_for_predecessor();  // a whole warp, and only where there is no block barrier
   const char* x_row = static_cast<const char*>(p.x) + row * p.x_stride_bytes;
   char* out_row = static_cast<char*>(p.out) + row * p.out_stride_bytes;
 
@@ -46,10 +47,15 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpSize * kRowsPerCt
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
     const int v = thread + i * kThreads;
+    if (v < p.num_vecs) w[i] = load16_const(static_cast<const uint4*>(p.weight) + v);
+  }
+  wait_for_predecessor();
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    const int v = thread + i * kThreads;
     if (v >= p.num_vecs) continue;
     x[i] = load16(x_row + 16 * int64_t{v});
     if (residual_row != nullptr) r[i] = load16(residual_row + 16 * int64_t{v});
-    w[i] = load16_const(static_cast<const uint4*>(p.weight) + v);
   }
   if (residual_row != nullptr) {
 #pragma unroll
@@ -95,8 +101,8 @@ template <typename T, int kThreads, int kVecs>
 void launch_rows(const Row& row, Stream stream) {
   const bool warp_per_row = kThreads == kWarpSize;
   const int64_t ctas = warp_per_row ? div_ceil<int64_t>(row.rows, kRowsPerCtaOfWarps) : row.rows;
-  launch(rms_norm_kernel<T, kThreads, kVecs>, dim3(static_cast<unsigned>(ctas)),
-         dim3(warp_per_row ? kThreads * kRowsPerCtaOfWarps : kThreads), 0, stream, kOp, row);
+  launch_overlapping(rms_norm_kernel<T, kThreads, kVecs>, dim3(static_cast<unsigned>(ctas)),
+                     dim3(warp_per_row ? kThreads * kRowsPerCtaOfWarps : kThreads), 0, stream, kOp, row);
 }
 
 // Few vectors per thread keep the latency of one row short (decode), whole warps keep it full (prefill).

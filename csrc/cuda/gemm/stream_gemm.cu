@@ -154,7 +154,9 @@ bool stream_gemm_can(const LinearParams& p) {
          aligned(p.out, p.out_stride, p.out_dtype) && aligned(p.bias, 0, p.dtype) && places()[0] > 0;
 }
 
-bool stream_gemm_fits(const LinearParams& p) { return worthwhile(shape_of(p)) && stream_gemm_can(p); }
+bool stream_gemm_fits(const LinearParams& p) {
+  return (p.m <= tuning.stream_rows || worthwhile(shape_of(p))) && stream_gemm_can(p);
+}
 
 Plan stream_gemm_plan(const LinearParams& p) { return choose(shape_of(p)).plan; }
 
