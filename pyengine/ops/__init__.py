@@ -489,8 +489,9 @@ def set_tuning(name: str, value: int) -> None:
     """Force a choice of speed among the CUDA kernels, for a benchmark; results do not depend on it.
 
     Args:
-        name: ``overlap`` (0: no kernel starts before its predecessor has ended) or ``stream_rows`` (up to so many rows
-            every dense layer streams its weights). To be set before anything is captured.
+        name: ``overlap`` (0: no kernel starts before its predecessor has ended), ``stream_rows`` (up to so many rows
+            every dense layer streams its weights) or ``prefetched_stages`` (so many stages of small weights go to the
+            L2 while the predecessor runs). To be set before anything is captured.
 
     Raises:
         RuntimeError: another name, or a build without CUDA kernels.
