@@ -10,6 +10,7 @@
 //      completed and its writes are visible. So, by induction, a kernel completes after all before it, and behind the
 //      wait all is as in a plain launch: workspaces, tickets and buffers that are used again are safe.
 //   2. Before the wait a kernel writes nothing but shared memory and reads only what no kernel writes: weights, tables.
+//      A load to a register is moved behind the wait by the compiler; prefetch() and asynchronous copies stay.
 //   3. release_successor() promises nothing about data and may stand anywhere, also before the wait: where it stands
 //      only decides when the successor's blocks take room on the SMs. Exception: a kernel that releases behind its own
 //      wait lets its successor read everything but its own results before the successor's wait (sample.cu).

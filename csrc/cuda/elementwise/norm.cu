@@ -43,19 +43,20 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpSize * kRowsPerCt
 
   char* residual_row = p.residual == nullptr ? nullptr : static_cast<char*>(p.residual) + row * p.residual_stride_bytes;
 
-  uint4 x[kVecs], w[kVecs], r[kVecs];  // all loads are on their way before the first is used
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
     const int v = thread + i * kThreads;
-    if (v < p.num_vecs) w[i] = load16_const(static_cast<const uint4*>(p.weight) + v);
+    if (v < p.num_vecs) prefetch(static_cast<const uint4*>(p.weight) + v);
   }
   wait_for_predecessor();
+  uint4 x[kVecs], w[kVecs], r[kVecs];  // all loads are on their way before the first is used
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
     const int v = thread + i * kThreads;
     if (v >= p.num_vecs) continue;
     x[i] = load16(x_row + 16 * int64_t{v});
     if (residual_row != nullptr) r[i] = load16(residual_row + 16 * int64_t{v});
+    w[i] = load16_const(static_cast<const uint4*>(p.weight) + v);
   }
   if (residual_row != nullptr) {
 #pragma unroll
