@@ -6,7 +6,8 @@
 // weights early. Since the predecessor may itself have started early, several kernels of a step may be in flight. What
 // keeps them in order:
 //   1. Every block calls wait_for_predecessor() before it ends, also one that finds nothing to do, and every thread
-//      before its first access to memory that a kernel of a step writes. The wait ends when the predecessor has
+//      before its first access to memory that a kernel of a step writes, or it is ordered behind a thread that has (in
+//      stream_kernel.cuh the producer waits, the others for its copies). The wait ends when the predecessor has
 //      completed and its writes are visible. So, by induction, a kernel completes after all before it, and behind the
 //      wait all is as in a plain launch: workspaces, tickets and buffers that are used again are safe.
 //   2. Before the wait a kernel writes nothing but shared memory and reads only what no kernel writes: weights, tables.
