@@ -106,6 +106,7 @@ struct Machine {
   // the block
   std::vector<Fiber> fibers;
   std::vector<uint32_t> waiting_lanes;  // of each warp: those in a warp collective
+  bool waited = false;                  // some thread has called wait_for_predecessor
   int num_threads = 0, num_done = 0, num_at_barrier = 0, barrier_count = 0;
   uint64_t random = 1;
   unsigned char* smem = nullptr;
@@ -190,6 +191,7 @@ void resume(Fiber& f) {
 void prepare_threads(Machine& m, const dim3& block) {
   m.num_threads = static_cast<int>(block.x * block.y * block.z);
   m.num_done = m.num_at_barrier = m.barrier_count = 0;
+  m.waited = false;
   m.fibers.assign(static_cast<size_t>(m.num_threads), Fiber{});
   m.waiting_lanes.assign(static_cast<size_t>(div_ceil(m.num_threads, 32)), 0);
   while (m.stacks.size() < m.fibers.size()) m.stacks.push_back(std::make_unique<GuardedPages>(kStackBytes));
@@ -267,6 +269,10 @@ void run_block(Machine& m) {
     if (!progress) throw_deadlock(m);
   }
   check_canaries(m, m.grid->smem_bytes);
+  if (m.grid->overlap && !m.waited) {
+    throw Fault(std::string(m.grid->op) + ": block " + text_of(blockIdx) +
+                " ended without wait_for_predecessor, but was started by launch_overlapping");
+  }
 }
 
 void check_grid(const Grid& g) {
@@ -415,6 +421,8 @@ uint32_t live_lanes() {
 }
 
 int current_lane() { return machine().current->lane; }
+
+void wait_for_predecessor() { machine().waited = true; }
 
 void* dynamic_smem() { return machine().smem; }
 

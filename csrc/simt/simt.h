@@ -47,6 +47,7 @@ struct Grid {
   dim3 grid, block;
   size_t smem_bytes = 0;
   const char* op = "";
+  bool overlap = false;  // every block must call wait_for_predecessor
 };
 void run_grid(const Grid& grid, const std::function<void()>& thread_body);
 
@@ -66,7 +67,8 @@ int barrier(const Site& site, bool predicate);
 // Waits until all lanes in `mask` of the calling warp are here; the last one calls resolve(mask, args of lanes 0..31).
 using Resolve = void (*)(uint32_t mask, void* const* lanes);
 void warp_collective(const Site& site, uint32_t mask, void* args, Resolve resolve);
-uint32_t live_lanes();  // of the calling warp: those that have not returned
+void wait_for_predecessor();  // not waited for: blocks run one after another; that it is called is checked
+uint32_t live_lanes();        // of the calling warp: those that have not returned
 int current_lane();
 
 void* dynamic_smem();

@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "cuda/common/tuning.h"
 #include "pe/activation.h"
 #include "pe/kv_cache.h"
 #include "pe/linear.h"
@@ -541,6 +542,14 @@ void set_num_threads(int64_t n) {
 int64_t num_threads() { return cpu::num_threads(); }
 void set_isa(const std::string name) { cpu::set_isa(name); }
 std::string isa() { return cpu::isa(); }
+void set_tuning(const std::string name, int64_t value) {
+#ifdef PE_CUDA
+  cuda::set_tuning(name, value);
+#else
+  throw_error("set_tuning",
+              "there is nothing to set without CUDA kernels, got " + name + " = " + std::to_string(value));
+#endif
+}
 std::string build_info() { return PE_VERSION " " PE_SCHEMA_HASH " " PE_CUDA_VERSION; }
 
 // The ops that take tensors, for one dispatch key.
@@ -579,6 +588,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyengine, CompositeExplicitAutograd, m) {
   m.impl("record_end", TORCH_BOX(&record_end));
   m.impl("record_replay", TORCH_BOX(&record_replay));
   m.impl("record_free", TORCH_BOX(&record_free));
+  m.impl("set_tuning", TORCH_BOX(&set_tuning));
   m.impl("build_info", TORCH_BOX(&build_info));
 }
 

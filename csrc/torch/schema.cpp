@@ -95,5 +95,7 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
   m.def("record_replay(int program) -> ()");
   m.def("record_free(int program) -> ()");
   // "version schema-hash cuda-version": what this binary was built from and with
+  // for benchmarks: names in csrc/cuda/common/tuning.h
+  m.def("set_tuning(str name, int value) -> ()");
   m.def("build_info() -> str");
 }

@@ -55,6 +55,7 @@ __all__ = [
     "sample",
     "set_isa",
     "set_num_threads",
+    "set_tuning",
     "silu_mul",
     "step_inputs",
     "store_tokens",
@@ -158,18 +159,26 @@ def pack_rows(packed: PackedWeight, row_offset: int, weight_rows: Tensor) -> Non
         _pack_weight(packed.data, weight_rows, packed.n, row_offset)
 
 
-def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """``x @ W.T + bias``, accumulated in fp32 in an order that depends on k alone, never on the batch.
 
     Args:
         x: row tensor [m, k].
         bias: [n] of x's dtype; only where the result has that dtype too.
         out_dtype: x's dtype (default) or float32 (logits).
+        out: row tensor [m, n] of either dtype to write to, instead of a new one.
 
     Returns:
-        [m, n], contiguous.
+        ``out``, or a new tensor [m, n], contiguous.
     """
-    out = torch.empty((x.shape[0], weight.n), dtype=out_dtype or x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty((x.shape[0], weight.n), dtype=out_dtype or x.dtype, device=x.device)
     workspace = None
     if _LINEAR_WORKSPACE_BYTES and x.is_cuda:
         workspace = torch.empty(_LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
@@ -474,6 +483,20 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Force a lesser instruction set (tests); RuntimeError when the machine lacks it."""
     _C.set_isa(name)
+
+
+def set_tuning(name: str, value: int) -> None:
+    """Force a choice of speed among the CUDA kernels, for a benchmark; results do not depend on it.
+
+    Args:
+        name: ``overlap`` (0: no kernel starts before its predecessor has ended), ``stream_rows`` (up to so many rows
+            every dense layer streams its weights) or ``prefetched_stages`` (so many stages of small weights go to the
+            L2 while the predecessor runs). To be set before anything is captured.
+
+    Raises:
+        RuntimeError: another name, or a build without CUDA kernels.
+    """
+    _C.set_tuning(name, value)
 
 
 def has_cuda_kernels() -> bool:

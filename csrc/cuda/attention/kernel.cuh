@@ -130,6 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
   const WarpMemory memory = warp_memory<kDim>(smem, args);
+  release_successor();  // its blocks then come to the SMs that find no work
   wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
@@ -147,8 +148,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kDim>
 void launch_attention(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
-           smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes), stream, "paged_attention", maps, args);
+    launch_overlapping(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
+                       smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes), stream, "paged_attention", maps,
+                       args);
   };
   dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);
 }

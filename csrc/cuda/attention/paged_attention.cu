@@ -197,7 +197,7 @@ void plan(const PagedAttentionParams& p, const Geometry& geometry, Workspace w, 
   a.window = p.window;
   a.num_ctas = geometry.num_ctas;
   a.by_cta = geometry.by_cta;
-  launch(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
+  launch_overlapping(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
 }
 
 void run(const PagedAttentionParams& p, const Geometry& geometry, Workspace plan, Workspace w, Stream stream) {

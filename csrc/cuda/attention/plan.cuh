@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   static_assert(kNumBuckets == kWarpSize && kPlanThreads >= 2 * kWarpSize, "a lane per bucket, a warp per list");
   __shared__ PlanShared shared;
   const int tid = static_cast<int>(threadIdx.x);
+  release_successor();
   wait_for_predecessor();
   if (tid < 2) shared.chunks[tid] = 0;
   if (tid == 0) shared.num_partial_rows = shared.num_splits = shared.num_merge_rows = shared.longest = 0;
