@@ -53,7 +53,7 @@ constexpr size_t kCanaryBytes = 256;
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-enum class State { kReady, kBarrier, kWarp, kDone };
+enum class State { kReady, kBarrier, kWarp, kCondition, kDone };
 
 struct Copy {
   void* dst;
@@ -70,6 +70,7 @@ struct Fiber {
   uint32_t mask = 0;
   void* args = nullptr;
   Resolve resolve = nullptr;
+  bool (*ready)(const void*) = nullptr;  // what it waits for, of args
   int barrier_result = 0;
   std::vector<Copy> copies;         // issued, not yet delivered
   std::vector<size_t> copy_groups;  // sizes of the committed groups, oldest first
@@ -236,9 +237,10 @@ void check_canaries(const Machine& m, size_t smem_bytes) {
   for (const Fiber& f : m.fibers) {
     char mask[16];
     snprintf(mask, sizeof mask, "0x%08x", f.mask);
-    const std::string place = f.state == State::kDone      ? "have returned"
-                              : f.state == State::kBarrier ? "wait in " + text_of(f.site)
-                                                           : "wait in " + text_of(f.site) + " with mask " + mask;
+    const std::string place = f.state == State::kDone ? "have returned"
+                              : f.state == State::kBarrier || f.state == State::kCondition
+                                  ? "wait in " + text_of(f.site)
+                                  : "wait in " + text_of(f.site) + " with mask " + mask;
     auto& group = groups[place];
     if (group.first++ == 0) group.second = text_of(f.index);
   }
@@ -262,6 +264,7 @@ void run_block(Machine& m) {
     bool progress = false;
     for (const int i : order) {
       Fiber& f = m.fibers[static_cast<size_t>(i)];
+      if (f.state == State::kCondition && f.ready(f.args)) f.state = State::kReady;
       if (f.state != State::kReady) continue;
       progress = true;
       resume(f);
@@ -375,6 +378,16 @@ int barrier(const Site& site, bool predicate) {
   const int result = me.barrier_result;
   maybe_give_way();
   return result;
+}
+
+void wait_until(const Site& site, bool (*ready)(const void*), const void* arg) {
+  Fiber& me = *machine().current;
+  if (ready(arg)) return;
+  me.site = site;
+  me.ready = ready;
+  me.args = const_cast<void*>(arg);
+  me.state = State::kCondition;
+  to_scheduler();
 }
 
 void warp_collective(const Site& site, uint32_t mask, void* args, Resolve resolve) {

@@ -442,7 +442,7 @@ PlanFacts check_plan(const PlanCase& c) {
     }
   }
   const attention::PieceLimits limits =
-      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta);
+      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta, false);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {

@@ -114,7 +114,7 @@ struct PlanArgs {
   const int32_t* seq_lens;
   int64_t num_partial_rows;
   int32_t num_seqs, num_kv_heads, group, window, num_ctas;
-  bool by_cta;
+  bool by_cta, by_boxes;
 };
 
 struct RunArgs {

@@ -23,18 +23,23 @@ namespace pe::cuda::attention {
 struct WarpMemory {
   unsigned char* cta_slots;
   unsigned char* warp_slots;
-  Job* job;            // kLiveBoxJobs of them
-  uint64_t* barriers;  // of the ring of boxes
-  int* ticket;         // of the CTA
+  Job* job;
+  int* ticket;  // of the CTA
 };
 template <int kDim>
 __device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, const RunArgs& args) {
   unsigned char* const control = smem + smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes) - kControlBytes;
-  unsigned char* const barriers = control + kWarps * kLiveBoxJobs * kJobBytes;
-  return {smem, smem + warp_id() * (args.by_boxes ? kBoxRingBytes : args.num_slots * kSlabBytes<kDim>),
-          reinterpret_cast<Job*>(control + warp_id() * kLiveBoxJobs * kJobBytes),
-          reinterpret_cast<uint64_t*>(barriers + warp_id() * (kBarrierBytes / kWarps)),
-          reinterpret_cast<int*>(barriers + kBarrierBytes)};
+  return {smem, smem + warp_id() * args.num_slots * kSlabBytes<kDim>,
+          reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
+          reinterpret_cast<int*>(control + kWarps * kJobBytes)};
+}
+// The same as one warp of a pair sees it: all rings, then what belongs to each.
+template <int kDim>
+__device__ __forceinline__ PairMemory<kDim> pair_memory(unsigned char* smem) {
+  const int pair = warp_id() % kBoxPairs;
+  unsigned char* const jobs = smem + kBoxPairs * kBoxRingBytes + pair * kPairControlBytes<kDim>;
+  auto* const barriers = reinterpret_cast<uint64_t*>(jobs + kLiveBoxJobs<kDim> * kJobBytes);
+  return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kDim>};
 }
 
 // The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
@@ -66,9 +71,7 @@ __device__ __forceinline__ int take_warp_ticket(const RunArgs& args, bool first)
   const bool spread = args.spread && args.plan.header->num_cta_items == 0;
   const int num_ctas = static_cast<int>(gridDim.x);
   if (spread && first) return warp_id() * num_ctas + static_cast<int>(blockIdx.x);
-  int ticket = 0;
-  if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_warp, 1u));
-  return __shfl_sync(kFullMask, ticket, 0) + (spread ? num_ctas * kWarps : 0);
+  return take_ticket(&args.plan.header->next_warp) + (spread ? num_ctas * kWarps : 0);
 }
 
 // Where CTAs decode, what is left for single warps is to merge.
@@ -77,9 +80,7 @@ __device__ __forceinline__ void run_merge_tickets(const RunArgs& args) {
   const int num_merges = args.plan.header->num_merge_rows * args.num_kv_heads;
   if (num_merges == 0) return;
   for (;;) {
-    int ticket = 0;
-    if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_merge, 1u));
-    ticket = __shfl_sync(kFullMask, ticket, 0);
+    const int ticket = take_ticket(&args.plan.header->next_merge);
     if (ticket >= num_merges) return;
     run_merge<T, kDim>(args, args.plan.merge_rows[ticket / args.num_kv_heads], ticket % args.num_kv_heads);
   }
@@ -137,8 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<T, kDim>(args);
   } else if (kTakesBoxes<kDim> && args.by_boxes) {
-    if constexpr (kTakesBoxes<kDim>)
-      run_box_tickets<T, kDim>(args, maps, memory.warp_slots, memory.barriers, memory.job);
+    if constexpr (kTakesBoxes<kDim>) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
   } else {
     run_warp_tickets<T, kDim>(args, memory);
   }

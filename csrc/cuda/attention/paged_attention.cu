@@ -197,6 +197,7 @@ void plan(const PagedAttentionParams& p, const Geometry& geometry, Workspace w, 
   a.window = p.window;
   a.num_ctas = geometry.num_ctas;
   a.by_cta = geometry.by_cta;
+  a.by_boxes = geometry.by_boxes;
   launch_overlapping(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
 }
 

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   __syncthreads();
   const PieceLimits limits =
       piece_limits(static_cast<int64_t>(shared.chunks[1]), static_cast<int64_t>(shared.chunks[0]), shared.longest,
-                   args.num_kv_heads, args.num_ctas, args.by_cta);
+                   args.num_kv_heads, args.num_ctas, args.by_cta, args.by_boxes);
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     Tile& tile = args.plan.tiles[i];
     const int limit = tile.on_cta ? limits.cta : limits.warp;

@@ -64,11 +64,12 @@ __host__ __device__ inline bool should_decode_by_cta(int64_t work, int64_t longe
 
 // chunks: of one kv head, in tiles on CTAs and on warps; longest: of the latter.
 __host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int64_t longest,
-                                                    int num_kv_heads, int num_ctas, bool by_cta) {
+                                                    int num_kv_heads, int num_ctas, bool by_cta, bool by_boxes) {
   const int64_t warp_work = warp_chunks * num_kv_heads, work = cta_chunks * num_kv_heads + warp_work, ctas = num_ctas;
   const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas);
   return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
-          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta) : at_least_one(warp_work, ctas * kWarps),
+          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
+                         : at_least_one(warp_work, ctas * decoders_per_cta(by_boxes)),
           decodes_by_cta};
 }
 

@@ -55,19 +55,9 @@ constexpr int kShallowSlots = 2;
 template <int kDim>
 constexpr int kDeepSlots = kDeepRingBytes / kSlabBytes<kDim>;
 
-// Ring of boxes of one warp, 16 keys each as the copy engine writes them (decode_boxes.cuh; sm_90). As deep as shared
-// memory allows.
-constexpr int kBoxRingBytes = 28 << 10;
-template <int kDim>
-constexpr int kBoxSlots = kBoxRingBytes / (kSlabTokens * kDim * 2);
-template <int kDim>
-constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;
-
-// Behind the rings: each warp's jobs (job.cuh), the one computed on and the one being read; the rings' barriers; the
-// CTA's ticket.
-constexpr int kJobBytes = 128, kLiveBoxJobs = 2;
-constexpr int kBarrierBytes = kWarps * (kBoxRingBytes >> 11) * 8;  // boxes are 2 KiB or more
-constexpr int kControlBytes = kWarps * kLiveBoxJobs * kJobBytes + kBarrierBytes + 16;
+// Behind the rings: each warp's job (job.cuh), then the CTA's ticket.
+constexpr int kJobBytes = 128;
+constexpr int kControlBytes = kWarps * kJobBytes + 16;
 template <int kDim>
 constexpr int ring_bytes(int num_slots) {
   const int warps = kWarps * num_slots * kSlabBytes<kDim>, cta = kCtaStages * kTileBytes<kDim>;
@@ -95,11 +85,27 @@ constexpr int kDecodeCtaBytes =
 template <int kDim>
 constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 
+// Pairs of warps whose rings the copy engine fills (decode_boxes.cuh; sm_90), with tiles of K and tiles of V. Half of
+// what is on its way in all rings covers 3.35 TB/s times 1.5 us five times, and lets a pair that is left alone at the
+// end of a step run at the speed of its arithmetic.
+constexpr int kBoxPairs = 4, kBoxRingBytes = 48 << 10;
+template <int kDim>
+constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;
+template <int kDim>
+constexpr int kBoxGroups = kBoxRingBytes / (kTileTokens * kDim * 2);
+// An item takes at least two groups of the ring, and one is being computed on.
+template <int kDim>
+constexpr int kLiveBoxJobs = kBoxGroups<kDim> / 2 + 2;
+template <int kDim>
+constexpr int kPairControlBytes = kLiveBoxJobs<kDim> * kJobBytes + 2 * kBoxGroups<kDim> * 8;
+template <int kDim>
+constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>);
+
 template <int kDim>
 constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
   const int ring = ring_bytes<kDim>(num_slots), stages = by_cta ? kDecodeCtaBytes<kDim> : 0;
-  const int most = ring > stages ? ring : stages, boxes = by_boxes ? kWarps * kBoxRingBytes : 0;
-  return (most > boxes ? most : boxes) + kControlBytes;
+  const int most = ring > stages ? ring : stages, pairs = by_boxes ? kPairBytes<kDim> : 0;
+  return (most > pairs ? most : pairs) + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------
@@ -115,6 +121,9 @@ constexpr int kDecodePiecesPerCta = 4, kLongTile = 16;
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.
 constexpr int kNumBuckets = 32;
+
+// Workers among which decodes are shared out.
+constexpr int decoders_per_cta(bool by_boxes) { return by_boxes ? kBoxPairs : kWarps; }
 
 // Partial results: (max, sum, acc[head_dim]) in fp32 per row and chunk. Past this, tiles are worked on unsplit (slower,
 // same bits).

@@ -28,13 +28,40 @@ struct BoxMap {
   int num_blocks, head_dim;
 };
 inline void prefetch_map(const BoxMap*) {}
-inline void bulk_barrier_init(uint64_t*) {}
+
+// What a phase still waits for, and which phase it is.
+struct EmulatedBarrier {
+  uint16_t count, pending;
+  int32_t bytes : 31;
+  uint32_t phase : 1;
+};
+static_assert(sizeof(EmulatedBarrier) == sizeof(uint64_t));
+inline void bulk_progress(uint64_t* barrier, int arrivals, int bytes) {
+  auto& b = *reinterpret_cast<EmulatedBarrier*>(barrier);
+  if (arrivals > b.pending) simt::fail("mbarrier: more arrivals than it counts");
+  b.pending = static_cast<uint16_t>(b.pending - arrivals);
+  b.bytes += bytes;
+  if (b.pending != 0 || b.bytes != 0) return;
+  b.pending = b.count;
+  b.phase ^= 1;
+}
+inline void bulk_barrier_init(uint64_t* barrier, int count) {
+  const EmulatedBarrier b{static_cast<uint16_t>(count), static_cast<uint16_t>(count), 0, 0};
+  std::memcpy(barrier, &b, sizeof b);
+}
 inline void bulk_barrier_fence() {}
 inline void bulk_fence_before_reuse() {}
-inline void bulk_expect(uint64_t*, int) {}
-// A copy here is done when it is asked for, so all that is to wait for are the lanes that ask.
-inline void bulk_wait(uint64_t*, uint32_t) { __syncwarp(); }
-inline void copy_box(void* to, const BoxMap* map, int token, int head, int block, uint64_t*) {
+inline void bulk_arrive(uint64_t* barrier) { bulk_progress(barrier, 1, 0); }
+inline void bulk_expect(uint64_t* barrier, int bytes) { bulk_progress(barrier, 1, bytes); }
+inline void bulk_wait(const uint64_t* barrier, uint32_t parity, PE_SIMT_HERE) {
+  using Ready = bool (*)(const void*);
+  const auto ended = [](uint32_t wanted) -> Ready {
+    if (wanted == 0) return [](const void* b) { return static_cast<const EmulatedBarrier*>(b)->phase != 0; };
+    return [](const void* b) { return static_cast<const EmulatedBarrier*>(b)->phase != 1; };
+  };
+  simt::wait_until(PE_SIMT_SITE("mbarrier wait"), ended(parity), barrier);
+}
+inline void copy_box(void* to, const BoxMap* map, int token, int head, int block, uint64_t* barrier) {
   if (block < 0 || block >= map->num_blocks) simt::fail("copy_box: no block " + std::to_string(block));
   for (int row = 0; row < kBoxTokens; ++row) {
     const unsigned char* from =
@@ -44,6 +71,7 @@ inline void copy_box(void* to, const BoxMap* map, int token, int head, int block
       std::memcpy(place + row * kBoxRowBytes + (vector % 8 ^ row % 8) * 16, from + vector * 16, 16);
     }
   }
+  bulk_progress(barrier, 0, -box_bytes(map->head_dim));
 }
 
 #else
@@ -59,10 +87,10 @@ __device__ __forceinline__ void prefetch_map(const BoxMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 #endif
 }
-// A barrier whose phases end with one arrival and all the bytes announced with it.
-__device__ __forceinline__ void bulk_barrier_init(uint64_t* barrier) {
+// A barrier whose phases end with `count` arrivals and all the bytes announced with them.
+__device__ __forceinline__ void bulk_barrier_init(uint64_t* barrier, int count) {
 #if defined(PE_BULK_COPY)
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(smem_address(barrier)) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(count) : "memory");
 #endif
 }
 // Makes this thread's initialised barriers visible to the copy engine.
@@ -77,14 +105,21 @@ __device__ __forceinline__ void bulk_fence_before_reuse() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
+// One arrival, after this thread's earlier reads and writes.
+__device__ __forceinline__ void bulk_arrive(uint64_t* barrier) {
+#if defined(PE_BULK_COPY)
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
+#endif
+}
+// One arrival, and `bytes` that copies are still to write before the phase may end.
 __device__ __forceinline__ void bulk_expect(uint64_t* barrier, int bytes) {
 #if defined(PE_BULK_COPY)
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)), "r"(bytes)
                : "memory");
 #endif
 }
-// Returns once the phase of this parity has ended; the first phase has parity 0.
-__device__ __forceinline__ void bulk_wait(uint64_t* barrier, uint32_t parity) {
+// Returns once the phase of this parity has ended. The first phase has parity 0; the one before it counts as ended.
+__device__ __forceinline__ void bulk_wait(const uint64_t* barrier, uint32_t parity) {
 #if defined(PE_BULK_COPY)
   asm volatile(
       "{ .reg .pred done;\n\t"

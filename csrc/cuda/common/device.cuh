@@ -17,7 +17,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define PE_DYNAMIC_SMEM(type, name)                                 \
+#define PE_DYNAMIC_SMEM(type, name)                                  \
   extern __shared__ __align__(1024) unsigned char pe_dynamic_smem[]; \
   type* const name = reinterpret_cast<type*>(pe_dynamic_smem)
 #endif
