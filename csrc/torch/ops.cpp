@@ -317,7 +317,7 @@ void check_heads(const Call& call, int64_t num_heads, int64_t num_kv_heads) {
 void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache,
                      const Tensor block_tables, const MaybeTensor table_rows, const Tensor query_start,
                      const Tensor seq_lens, int64_t max_seq_len, double scale, int64_t window, const MaybeTensor plan,
-                     const MaybeTensor workspace) {
+                     const MaybeTensor workspace, bool settled) {
   Call call("paged_attention");
   Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_seqs("num_seqs"),
       starts("num_seqs + 1");
@@ -359,6 +359,7 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   p.max_seq_len = static_cast<int32_t>(max_seq_len);
   p.scale = static_cast<float>(scale);
   p.window = static_cast<int32_t>(window);
+  p.settled = settled;
   p.dtype = dtype.value;
   if (!call.on_cuda()) return cpu::paged_attention(p);
   call.check(plan && workspace,

@@ -127,7 +127,8 @@ class Decoder:
             config.norm_eps,
         )
         q = qkv[:, : config.q_size].view(-1, config.num_heads, config.head_dim)
-        out = ops.paged_attention(q, k_cache, v_cache, ctx.attention_for(layer.window), self.scale, layer.window)
+        meta = ctx.attention_for(layer.window)
+        out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, settled=True)
         return out.view(-1, config.q_size)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

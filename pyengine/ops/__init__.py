@@ -310,7 +310,13 @@ def attention_plan(
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    settled: bool = False,
 ) -> Tensor:
     """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180),
     batch-invariant.
@@ -323,6 +329,8 @@ def paged_attention(
         k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous.
         meta: on CUDA with plan and workspace, the plan filled by ``attention_plan`` for these head counts and this
             window.
+        settled: ``meta`` and its plan were complete before the op in front of this one, which is ``rope_write_kv``;
+            on CUDA they are then read while that one still runs.
 
     Returns:
         [num_tokens, num_heads, head_dim], contiguous.
@@ -342,6 +350,7 @@ def paged_attention(
         window,
         meta.plan,
         meta.workspace,
+        settled,
     )
     return out
 

@@ -147,7 +147,13 @@ def attention_plan(
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    settled: bool = False,
 ) -> Tensor:
     """Rows of padding tokens are zeros here; the ops leave them undefined."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)

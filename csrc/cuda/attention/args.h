@@ -134,7 +134,7 @@ struct RunArgs {
   int32_t block_shift;  // log2 of block_size
   int32_t group, num_kv_heads, window, num_slots;
   float scale_log2;  // scale x log2(e): probabilities are powers of two
-  bool spread, by_cta, by_boxes;
+  bool spread, by_cta, by_boxes, settled;
 };
 
 // Host entry points with the geometry as an argument; the public ones pass the device's.

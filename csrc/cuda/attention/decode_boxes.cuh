@@ -61,6 +61,7 @@ class BoxFetcher {
     job_ = &job;
     blocks_ = load_blocks(job.tiles.begin / kChunkTiles);
     next_blocks_ = load_blocks(job.tiles.begin / kChunkTiles + 1);
+    wait_for_predecessor();  // K and V of this step
     for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
       if (tile % kChunkTiles == 0 && tile != job.tiles.begin) {
         blocks_ = next_blocks_;
@@ -280,6 +281,7 @@ __device__ __forceinline__ void run_box_item(const RunArgs& args, const Job& job
 template <typename T, int kDim>
 __device__ __forceinline__ void run_computing_warp(const RunArgs& args, const PairMemory<kDim>& memory) {
   BoxReader<kDim> reader(memory);
+  wait_for_predecessor();  // q
   while (const Job* const job = reader.next_job()) {
     if (job->num_rows <= kHalfRows) {
       run_box_item<T, kDim, 1>(args, *job, reader);

@@ -110,6 +110,7 @@ __device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Warp
 }
 
 __device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
+  wait_for_predecessor();  // also of who had nothing to do
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
@@ -125,6 +126,11 @@ __device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
   }
 }
 
+__device__ __forceinline__ bool has_work_for_ctas(const Header& header) {
+  return header.num_cta_items > 0 || header.decodes_by_cta != 0;
+}
+
+// Pairs wait for the predecessor when they have read their way to the first key, all others before they begin.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(const __grid_constant__ KvMaps maps, const __grid_constant__ RunArgs args) {
@@ -132,7 +138,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   PE_DYNAMIC_SMEM(unsigned char, smem);
   const WarpMemory memory = warp_memory<kDim>(smem, args);
   release_successor();  // its blocks then come to the SMs that find no work
-  wait_for_predecessor();
+  const bool pairs_alone = kTakesBoxes<kDim> && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
+  if (!pairs_alone) wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);

@@ -174,6 +174,7 @@ RunArgs run_args(const PagedAttentionParams& p, const Geometry& geometry, const 
   a.spread = geometry.spread;
   a.by_cta = geometry.by_cta;
   a.by_boxes = geometry.by_boxes;
+  a.settled = p.settled;
   return a;
 }
 

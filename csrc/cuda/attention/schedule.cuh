@@ -69,7 +69,7 @@ __host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t 
   const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas);
   return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
           decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
-                         : at_least_one(warp_work, ctas * decoders_per_cta(by_boxes)),
+                         : at_least_one(warp_work * kDecodeSlack, ctas * decoders_per_cta(by_boxes)),
           decodes_by_cta};
 }
 

@@ -113,10 +113,10 @@ constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A warp's piece is at most the average load of a warp: of mixed lengths the longest would keep the others waiting at
-// the end. Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together;
+// A piece of a decode is at most twice the average load of a warp: longer ones would keep the others waiting at the
+// end; shorter ones are merged more (32 x 8192 by pairs: 361 us whole, 386 in two pieces). Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together;
 // they do (also) where the longest tile is kLongTile times the average load of a warp.
-constexpr int kDecodePiecesPerCta = 4, kLongTile = 16;
+constexpr int kDecodeSlack = 2, kDecodePiecesPerCta = 4, kLongTile = 16;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.

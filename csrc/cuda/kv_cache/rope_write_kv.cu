@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(Args p) {
   const Part part = head < p.num_heads ? Part::kQ : head < p.num_heads + p.num_kv_heads ? Part::kK : Part::kV;
   T* const source = static_cast<T*>(p.qkv) + token * p.qkv_stride + int64_t{head} * p.head_dim;
 
-  release_successor();
   wait_for_predecessor();
+  release_successor();  // behind the wait: attention reads its plan meanwhile (PagedAttentionParams::settled)
   // All that does not depend on another load is on its way before the first is used, also for padding.
   const int64_t slot = p.slot_mapping[token];
   const int64_t position = p.cos_sin == nullptr ? 0 : p.positions[token];
