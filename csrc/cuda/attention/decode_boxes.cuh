@@ -13,6 +13,7 @@
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/kv_maps.h"
+#include "cuda/common/launch.cuh"
 
 namespace pe::cuda::attention {
 
