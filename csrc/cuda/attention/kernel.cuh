@@ -47,8 +47,13 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     __syncthreads();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
-    set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
-            warp_id() * kWarpRows, memory.job);
+    const Item& item = args.plan.cta_items[ticket / args.num_kv_heads];
+    const int kv_head = ticket % args.num_kv_heads, row = warp_id() * kWarpRows;
+    if (item.shared < 0) {
+      set_job(args, item, kv_head, kCtaRows, row, memory.job);
+    } else {
+      set_gathered_job(args, item, kv_head, row, memory.job);
+    }
     run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();

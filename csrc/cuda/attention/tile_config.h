@@ -105,8 +105,16 @@ constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.
 constexpr int kNumBuckets = 32;
 
+// Sequences that begin with the same chunks read them once (shared_prefix.cuh) where at least kMinSharers do: a CTA's
+// chunk takes about as long as a warp's, and so few rows leave most of its products empty. And only where the step as a
+// whole is spared kMinSavedChunks chunks per CTA, 11 us of reading: what it costs is that members wait for the group.
+constexpr int kMinSharers = 4, kMinSavedChunks = 2;
+// Groups of a step: 1024 sequences in eights. And the rounds in which they are found: sequences that share less than
+// their group chose to share have another chance among themselves.
+constexpr int kMaxGroups = 128, kGroupRounds = 3;
+
 // Partial results: (max, sum, acc[head_dim]) in fp32 per row and chunk. Past this, tiles are worked on unsplit (slower,
-// same bits).
+// same bits). The same again for the chunks that groups share.
 constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
 
 }  // namespace pe::cuda::attention
