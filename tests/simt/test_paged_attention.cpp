@@ -623,6 +623,11 @@ void test_sharing_steps() {
   EXPECT(shared.num_rows == 4 * (15 + 30 + 4), "drafts: %d rows", shared.num_rows);
   // a draft that begins inside the last shared chunk shares one less
   check_sharing<bf16>(shape, {family(1, 6, 900, 800) + std::vector<Seq>{{9, 770, 4, {{900, 760}}}}}, ctas(2));
+  // all of the table is shared, the queries' own keys included
+  std::vector<Seq> copies;
+  for (int id = 1; id < 7; ++id) copies.push_back({id, 768, id % 4, {{900, 768}}});
+  shared = check_sharing<bf16>(shape, {copies}, ctas(1));
+  EXPECT(shared.num_rows == 4 * (1 + 2 + 3 + 1 + 2), "copies: %d rows", shared.num_rows);
   // cut into pieces, with a state per chunk, on many CTAs; by CTAs; long tiles of their own, cut as well
   shared = check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, ctas(8, deep_slots(64)));
   EXPECT(shared.num_states > 1, "cut: %d states", shared.num_states);
@@ -642,6 +647,93 @@ void test_sharing_shapes() {
   test::for_each_order([&] {
     check_sharing<bf16>({4, 1, 64, 16, 0, false}, {family(1, 7, 900, 600) + family(20, 5, 901, 300)}, ctas(3));
   });
+}
+
+// A plan of sequences that share `shared` tokens in blocks of 16: lens of them, a query each.
+Shared check_shared_plan(const std::vector<int>& lens, int shared, int group, int num_kv_heads, int num_ctas) {
+  const auto num_seqs = static_cast<int64_t>(lens.size());
+  const int64_t stride = div_ceil(*std::max_element(lens.begin(), lens.end()), 16);
+  Buffer<int32_t> query_start(num_seqs + 1), seq_lens(num_seqs), tables(num_seqs * stride);
+  for (int64_t s = 0; s <= num_seqs; ++s) query_start[s] = static_cast<int32_t>(s);
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    seq_lens[s] = lens[s];
+    for (int64_t i = 0; i < stride; ++i)
+      tables[s * stride + i] = static_cast<int32_t>(i < shared / 16 ? i : s + 100000);
+  }
+  PagedAttentionParams p;
+  p.block_tables = tables.data();
+  p.block_table_stride = stride;
+  p.query_start = query_start.data();
+  p.seq_lens = seq_lens.data();
+  p.max_seq_len = static_cast<int32_t>(stride * 16);
+  p.num_seqs = p.num_tokens = num_seqs;
+  p.num_heads = group * num_kv_heads;
+  p.kv.num_kv_heads = num_kv_heads;
+  p.kv.head_dim = 128;
+  const Geometry geometry = sharing(ctas(num_ctas));
+  Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
+  attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
+  EXPECT(memory.guards_intact(), "the plan wrote past its memory");
+  Plan plan;
+  attention::lay_out(attention::plan_bounds(p, geometry), memory.data(), &plan);
+  const attention::Header& header = *plan.header;
+
+  std::map<int, int> shared_until;  // by sequence
+  std::set<std::pair<int, int>> rows;
+  int num_states = 0;
+  for (int i = 0; i < header.num_shared_rows; ++i) {
+    const attention::SharedRow& row = plan.shared_rows[i];
+    const attention::Group& g = plan.groups[row.group];
+    EXPECT(rows.insert({row.token, row.head}).second && row.head < group, "a row is gathered twice");
+    EXPECT(i >= g.first_row && i < g.first_row + g.num_rows && g.num_chunks <= shared / kChunkTokens, "a row's group");
+    EXPECT(g.state >= attention::split_partial_rows(p) &&
+               g.state + int64_t{g.num_states} * g.num_rows <= attention::partial_rows(p),
+           "states past the workspace");
+    shared_until[row.token] = g.num_chunks;
+    num_states = std::max(num_states, g.num_states);
+  }
+  EXPECT(static_cast<int>(shared_until.size()) * group == header.num_shared_rows, "all rows of a sequence");
+  int64_t gathered = 0, own = 0;  // chunks x rows
+  for (int i = 0; i < header.num_cta_items; ++i) {
+    const Item& item = plan.cta_items[i];
+    const attention::Group& g = plan.groups[plan.shared_rows[item.shared].group];
+    gathered += int64_t{item.chunk_end - item.chunk_begin} *
+                std::min(attention::kCtaRows, g.first_row + g.num_rows - item.shared);
+    EXPECT(item.seq == g.leader && (item.folds != 0) == (item.chunk_begin == 0), "an item of a group");
+  }
+  for (int i = 0; i < header.num_warp_items; ++i) {
+    const Item& item = plan.warp_items[i];
+    own += int64_t{item.chunk_end - item.chunk_begin} * group;
+    EXPECT((item.shared >= 0) == (shared_until.count(item.seq) != 0), "who goes on from shared chunks");
+    if (item.shared >= 0) EXPECT(plan.shared_rows[item.shared].token == item.seq, "from its own rows");
+    EXPECT(item.folds == 0 || item.chunk_begin == (item.shared >= 0 ? shared_until[item.seq] : 0), "own chunks");
+  }
+  int64_t all = 0;
+  for (const int len : lens) all += div_ceil(len, kChunkTokens) * group;
+  EXPECT(gathered + own == all, "chunks x rows: %d shared, %d own of %d", static_cast<int>(gathered),
+         static_cast<int>(own), static_cast<int>(all));
+  return {header.num_shared_rows, header.num_cta_items, num_states};
+}
+
+void test_shared_plan() {
+  Shared plan = check_shared_plan(std::vector<int>(512, 2048 + 192), 2048, 4, 8, 132);
+  EXPECT(plan.num_rows == 2048 && plan.num_items == 16 && plan.num_states == 1, "512 sequences: 16 whole tiles");
+  plan = check_shared_plan(std::vector<int>(8, 4096), 4000, 4, 8, 132);
+  EXPECT(plan.num_items >= 6, "few sequences: their chunks go round the SMs, %d pieces", plan.num_items);
+  // 33 KB of partial results per row: room for 2016 rows. With few rows left over, tiles stay whole.
+  EXPECT(check_shared_plan(std::vector<int>(504, 2200), 2048, 4, 64, 132).num_rows == 2016, "just fits");
+  EXPECT(check_shared_plan(std::vector<int>(505, 2200), 2048, 4, 64, 132).num_rows == 0, "no room, no sharing");
+  EXPECT(check_shared_plan(std::vector<int>(32, 40000), 39000, 4, 64, 132).num_states <= 15, "states as there is room");
+  test::Random random(5);
+  for (int i = 0; i < 20; ++i) {
+    const int shared = static_cast<int>(random.below(6000));
+    std::vector<int> lens;
+    for (int64_t n = 1 + random.below(300); n > 0; --n)
+      lens.push_back(
+          static_cast<int>(1 + random.below(4) * shared / 3 + random.below(random.below(9) == 0 ? 9000 : 400)));
+    check_shared_plan(lens, shared, static_cast<int>(1 + random.below(8)), static_cast<int>(1 + random.below(8)),
+                      static_cast<int>(1 + random.below(140)));
+  }
 }
 
 // ---- errors -------------------------------------------------------------------------------------------------------
@@ -691,6 +783,7 @@ int main() {
   test_same_bits<bf16>({8, 1, 128, 16, 0, false}, 290);
   test_same_bits<bf16>({4, 1, 64, 16, 100, false}, 400);
   test_orders_and_geometry();
+  test_shared_plan();
   test_sharing_groups();
   test_sharing_steps();
   test_sharing_shapes();
