@@ -191,7 +191,7 @@ void plan(const PagedAttentionParams& p, const Geometry& geometry, Workspace w, 
   a.num_ctas = geometry.num_ctas;
   a.block_shift = log2_of(p.kv.block_size);
   a.by_cta = geometry.by_cta;
-  a.shares = geometry.shares && p.block_tables != nullptr;
+  a.shares = geometry.shares && p.block_tables != nullptr && p.num_seqs >= kMinSharers;
   launch(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
 }
 

@@ -58,7 +58,10 @@ __device__ inline uint32_t first_chunk_key(const PlanArgs& args, int seq) {
   const int32_t* const table = block_table(args, seq);
   const int count = kChunkTokens >> args.block_shift;
   uint32_t key = 0;
-  for (int i = 0; i < count; ++i) key = (key ^ static_cast<uint32_t>(table[i])) * 0x9E3779B1u;
+#pragma unroll
+  for (int i = 0; i < kChunkSlabs; ++i) {  // blocks are no smaller than slabs
+    key = (key ^ static_cast<uint32_t>(i < count ? table[i] : 0)) * 0x9E3779B1u;
+  }
   key ^= key >> 16;
   return key == 0 ? 1 : key;
 }
