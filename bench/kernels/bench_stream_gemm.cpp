@@ -13,6 +13,7 @@
 #include <numeric>
 
 #include "cuda/gemm/stream_gemm.h"
+#include "graph.h"
 #include "linear_layers.h"
 
 namespace {
@@ -35,43 +36,6 @@ int times_in_step(const Layer& layer) {
   if (std::string(layer.name) == "llama head") return 1;
   return std::string(layer.name).rfind("llama", 0) == 0 ? kPerStep : 0;
 }
-
-// ---- one launch in a graph of many
-// ------------------------------------------------------------------------------------
-
-class Graph {
- public:
-  Graph(const Gpu& gpu, const std::function<void()>& body) : stream_(gpu.stream()) {
-    BENCH_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    body();
-    cudaGraph_t graph = nullptr;
-    BENCH_CHECK(cudaStreamEndCapture(stream_, &graph));
-    BENCH_CHECK(cudaGraphInstantiate(&graph_, graph, 0));
-    BENCH_CHECK(cudaGraphDestroy(graph));
-    for (cudaEvent_t& event : events_) BENCH_CHECK(cudaEventCreate(&event));
-  }
-  Graph(const Graph&) = delete;
-  ~Graph() {
-    cudaGraphExecDestroy(graph_);
-    for (cudaEvent_t event : events_) cudaEventDestroy(event);
-  }
-  // The first replay keeps the GPU busy while the host submits what is timed.
-  double replay_us() {
-    float ms = 0;
-    BENCH_CHECK(cudaGraphLaunch(graph_, stream_));
-    BENCH_CHECK(cudaEventRecord(events_[0], stream_));
-    BENCH_CHECK(cudaGraphLaunch(graph_, stream_));
-    BENCH_CHECK(cudaEventRecord(events_[1], stream_));
-    BENCH_CHECK(cudaStreamSynchronize(stream_));
-    BENCH_CHECK(cudaEventElapsedTime(&ms, events_[0], events_[1]));
-    return 1e3 * ms;
-  }
-
- private:
-  cudaStream_t stream_;
-  cudaGraphExec_t graph_ = nullptr;
-  cudaEvent_t events_[2] = {};
-};
 
 // A product of m rows with everything it needs on the GPU.
 class Problem {

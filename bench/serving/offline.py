@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.serving import machine, records
+from bench.serving import machine, records, tuning
 from bench.serving.workloads import NAMES, Item, make_workload
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
@@ -98,8 +98,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="append to bench/results")
+    tuning.add_argument(parser)
     args = parser.parse_args(argv)
-    options = {name: value for name, value in vars(args).items() if name not in ("workloads", "repeats", "save")}
+    own = ("workloads", "repeats", "save", "tuning")
+    options = {name: value for name, value in vars(args).items() if name not in own}
+    forced = tuning.apply(args.tuning)
     engine = Engine.start(EngineConfig(**options, itl_target_ms=0))
     facts = engine.facts
     probed = machine.probe(facts.device.torch_device)
@@ -114,6 +117,7 @@ def main(argv: list[str]) -> int:
             "dtype": facts.dtype,
             **probed,
             **records.origin(),
+            **({"tuning": forced} if forced else {}),
         }
         rates = f"{record['output_tok_s']} output tok/s, {record['all_tok_s']} tok/s"
         line = f"{record['shape']} {record['workload']}: {record['seconds']} s, {rates}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from bench.serving import tuning
 from bench.serving.workloads import NAMES, make_workload
 from pyengine.config import EngineConfig
 from pyengine.engine import Engine
@@ -81,7 +82,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--settle", type=int, default=200, help="steps before the window (default 200)")
     parser.add_argument("--steps", type=int, default=30, help="steps of the window (default 30)")
     parser.add_argument("--top", type=int, default=25, help="kernels to list (default 25)")
+    tuning.add_argument(parser)
     args = parser.parse_args(argv)
+    tuning.apply(args.tuning)
     engine = Engine.start(EngineConfig(model=args.model, load_format=args.load_format))
     items = make_workload(args.workload, engine.facts.model.vocab_size)
     for i, item in enumerate(items):

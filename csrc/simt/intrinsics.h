@@ -17,6 +17,8 @@
 #define __launch_bounds__(...)
 #define __constant__ static
 #define __forceinline__ inline
+#undef __grid_constant__
+#define __grid_constant__
 #define PE_DYNAMIC_SMEM(type, name) type* const name = static_cast<type*>(::pe::simt::dynamic_smem())
 
 inline uint3 threadIdx, blockIdx;

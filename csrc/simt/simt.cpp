@@ -53,7 +53,7 @@ constexpr size_t kCanaryBytes = 256;
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-enum class State { kReady, kBarrier, kWarp, kDone };
+enum class State { kReady, kBarrier, kWarp, kCondition, kDone };
 
 struct Copy {
   void* dst;
@@ -70,6 +70,7 @@ struct Fiber {
   uint32_t mask = 0;
   void* args = nullptr;
   Resolve resolve = nullptr;
+  bool (*ready)(const void*) = nullptr;  // what it waits for, of args
   int barrier_result = 0;
   std::vector<Copy> copies;         // issued, not yet delivered
   std::vector<size_t> copy_groups;  // sizes of the committed groups, oldest first
@@ -106,6 +107,7 @@ struct Machine {
   // the block
   std::vector<Fiber> fibers;
   std::vector<uint32_t> waiting_lanes;  // of each warp: those in a warp collective
+  bool waited = false;                  // some thread has called wait_for_predecessor
   int num_threads = 0, num_done = 0, num_at_barrier = 0, barrier_count = 0;
   uint64_t random = 1;
   unsigned char* smem = nullptr;
@@ -190,6 +192,7 @@ void resume(Fiber& f) {
 void prepare_threads(Machine& m, const dim3& block) {
   m.num_threads = static_cast<int>(block.x * block.y * block.z);
   m.num_done = m.num_at_barrier = m.barrier_count = 0;
+  m.waited = false;
   m.fibers.assign(static_cast<size_t>(m.num_threads), Fiber{});
   m.waiting_lanes.assign(static_cast<size_t>(div_ceil(m.num_threads, 32)), 0);
   while (m.stacks.size() < m.fibers.size()) m.stacks.push_back(std::make_unique<GuardedPages>(kStackBytes));
@@ -234,9 +237,10 @@ void check_canaries(const Machine& m, size_t smem_bytes) {
   for (const Fiber& f : m.fibers) {
     char mask[16];
     snprintf(mask, sizeof mask, "0x%08x", f.mask);
-    const std::string place = f.state == State::kDone      ? "have returned"
-                              : f.state == State::kBarrier ? "wait in " + text_of(f.site)
-                                                           : "wait in " + text_of(f.site) + " with mask " + mask;
+    const std::string place = f.state == State::kDone ? "have returned"
+                              : f.state == State::kBarrier || f.state == State::kCondition
+                                  ? "wait in " + text_of(f.site)
+                                  : "wait in " + text_of(f.site) + " with mask " + mask;
     auto& group = groups[place];
     if (group.first++ == 0) group.second = text_of(f.index);
   }
@@ -260,6 +264,7 @@ void run_block(Machine& m) {
     bool progress = false;
     for (const int i : order) {
       Fiber& f = m.fibers[static_cast<size_t>(i)];
+      if (f.state == State::kCondition && f.ready(f.args)) f.state = State::kReady;
       if (f.state != State::kReady) continue;
       progress = true;
       resume(f);
@@ -267,6 +272,10 @@ void run_block(Machine& m) {
     if (!progress) throw_deadlock(m);
   }
   check_canaries(m, m.grid->smem_bytes);
+  if (m.grid->overlap && !m.waited) {
+    throw Fault(std::string(m.grid->op) + ": block " + text_of(blockIdx) +
+                " ended without wait_for_predecessor, but was started by launch_overlapping");
+  }
 }
 
 void check_grid(const Grid& g) {
@@ -371,6 +380,16 @@ int barrier(const Site& site, bool predicate) {
   return result;
 }
 
+void wait_until(const Site& site, bool (*ready)(const void*), const void* arg) {
+  Fiber& me = *machine().current;
+  if (ready(arg)) return;
+  me.site = site;
+  me.ready = ready;
+  me.args = const_cast<void*>(arg);
+  me.state = State::kCondition;
+  to_scheduler();
+}
+
 void warp_collective(const Site& site, uint32_t mask, void* args, Resolve resolve) {
   Machine& m = machine();
   Fiber& me = *m.current;
@@ -415,6 +434,8 @@ uint32_t live_lanes() {
 }
 
 int current_lane() { return machine().current->lane; }
+
+void wait_for_predecessor() { machine().waited = true; }
 
 void* dynamic_smem() { return machine().smem; }
 

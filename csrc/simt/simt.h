@@ -2,11 +2,11 @@
 // A CUDA block on one CPU thread: the emulator under which the kernels' own source is tested without a GPU.
 //
 // Each CUDA thread is a fiber with a stack of its own. Fibers run one at a time and give way only in a collective
-// (__syncthreads, a warp's shuffle or vote, ldmatrix, mma), blocks run one after another. What a GPU would do in any
-// order therefore happens here in a chosen order: forward, reverse or pseudo-random. A result that changes with the
-// order is a missing barrier. Further traps: shared memory starts as NaN, cp.async delivers only in cp_async_wait,
-// dynamic shared memory ends at an unmapped page, and a collective that some named thread never reaches is a Fault that
-// lists who waits where.
+// (__syncthreads, a warp's shuffle or vote, ldmatrix, mma) or at an mbarrier, blocks run one after another. What a GPU
+// would do in any order therefore happens here in a chosen order: forward, reverse or pseudo-random. A result that
+// changes with the order is a missing barrier. Further traps: shared memory starts as NaN, cp.async delivers only in
+// cp_async_wait, dynamic shared memory ends at an unmapped page, and a collective that some named thread never reaches
+// is a Fault that lists who waits where.
 //
 // Not modelled: timing, weak memory order, spinning on other blocks, clusters, textures. Not thread safe.
 #pragma once
@@ -47,6 +47,7 @@ struct Grid {
   dim3 grid, block;
   size_t smem_bytes = 0;
   const char* op = "";
+  bool overlap = false;  // every block must call wait_for_predecessor
 };
 void run_grid(const Grid& grid, const std::function<void()>& thread_body);
 
@@ -66,8 +67,12 @@ int barrier(const Site& site, bool predicate);
 // Waits until all lanes in `mask` of the calling warp are here; the last one calls resolve(mask, args of lanes 0..31).
 using Resolve = void (*)(uint32_t mask, void* const* lanes);
 void warp_collective(const Site& site, uint32_t mask, void* args, Resolve resolve);
-uint32_t live_lanes();  // of the calling warp: those that have not returned
+void wait_for_predecessor();  // not waited for: blocks run one after another; that it is called is checked
+uint32_t live_lanes();        // of the calling warp: those that have not returned
 int current_lane();
+
+// Gives way until ready(arg); other threads of the block make it so.
+void wait_until(const Site& site, bool (*ready)(const void*), const void* arg);
 
 void* dynamic_smem();
 

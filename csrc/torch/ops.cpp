@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "cuda/common/tuning.h"
 #include "pe/activation.h"
 #include "pe/kv_cache.h"
 #include "pe/linear.h"
@@ -334,7 +335,7 @@ void check_table_room(const Call& call, int64_t max_seq_len, int64_t max_blocks,
 void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache,
                      const Tensor block_tables, const MaybeTensor table_rows, const Tensor query_start,
                      const Tensor seq_lens, int64_t max_seq_len, double scale, int64_t window, const MaybeTensor plan,
-                     const MaybeTensor workspace) {
+                     const MaybeTensor workspace, bool settled) {
   Call call("paged_attention");
   Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_seqs("num_seqs"),
       starts("num_seqs + 1");
@@ -366,6 +367,7 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   p.max_seq_len = static_cast<int32_t>(max_seq_len);
   p.scale = static_cast<float>(scale);
   p.window = static_cast<int32_t>(window);
+  p.settled = settled;
   p.dtype = dtype.value;
   if (!call.on_cuda()) return cpu::paged_attention(p);
   call.check(plan && workspace,
@@ -553,6 +555,14 @@ void set_num_threads(int64_t n) {
 int64_t num_threads() { return cpu::num_threads(); }
 void set_isa(const std::string name) { cpu::set_isa(name); }
 std::string isa() { return cpu::isa(); }
+void set_tuning(const std::string name, int64_t value) {
+#ifdef PE_CUDA
+  cuda::set_tuning(name, value);
+#else
+  throw_error("set_tuning",
+              "there is nothing to set without CUDA kernels, got " + name + " = " + std::to_string(value));
+#endif
+}
 std::string build_info() { return PE_VERSION " " PE_SCHEMA_HASH " " PE_CUDA_VERSION; }
 
 // The ops that take tensors, for one dispatch key.
@@ -591,6 +601,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyengine, CompositeExplicitAutograd, m) {
   m.impl("record_end", TORCH_BOX(&record_end));
   m.impl("record_replay", TORCH_BOX(&record_replay));
   m.impl("record_free", TORCH_BOX(&record_free));
+  m.impl("set_tuning", TORCH_BOX(&set_tuning));
   m.impl("build_info", TORCH_BOX(&build_info));
 }
 

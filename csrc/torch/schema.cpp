@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
       "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor? "
       "table_rows, "
       "Tensor query_start, Tensor seq_lens, int max_seq_len, float scale, int window, Tensor? plan, Tensor(b!)? "
-      "workspace) -> ()");
+      "workspace, bool settled) -> ()");
   m.def(
       "attention_plan(Tensor(a!) plan, Tensor block_tables, Tensor? table_rows, Tensor query_start, Tensor seq_lens, "
       "int block_size, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int head_dim, int window, "
@@ -95,5 +95,7 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
   m.def("record_replay(int program) -> ()");
   m.def("record_free(int program) -> ()");
   // "version schema-hash cuda-version": what this binary was built from and with
+  // for benchmarks: names in csrc/cuda/common/tuning.h
+  m.def("set_tuning(str name, int value) -> ()");
   m.def("build_info() -> str");
 }

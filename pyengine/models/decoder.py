@@ -127,12 +127,13 @@ class Decoder:
             config.norm_eps,
         )
         q = qkv[:, : config.q_size].view(-1, config.num_heads, config.head_dim)
-        out = ops.paged_attention(q, k_cache, v_cache, ctx.attention_for(layer.window), self.scale, layer.window)
+        meta = ctx.attention_for(layer.window)
+        out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, settled=True)
         return out.view(-1, config.q_size)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [N, vocab_size] of hidden states [N, hidden_size] that ``forward`` returned."""
-        return ops.linear(hidden, self.lm_head, out_dtype=torch.float32)
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 [N, vocab_size] of hidden states [N, hidden_size] that ``forward`` returned, in ``out`` if given."""
+        return ops.linear(hidden, self.lm_head, out_dtype=torch.float32, out=out)
 
 
 def _layer_parameters(config: ModelConfig, index: int) -> list[Parameter]:

@@ -55,6 +55,7 @@ __all__ = [
     "sample",
     "set_isa",
     "set_num_threads",
+    "set_tuning",
     "silu_mul",
     "step_inputs",
     "store_tokens",
@@ -158,18 +159,26 @@ def pack_rows(packed: PackedWeight, row_offset: int, weight_rows: Tensor) -> Non
         _pack_weight(packed.data, weight_rows, packed.n, row_offset)
 
 
-def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """``x @ W.T + bias``, accumulated in fp32 in an order that depends on k alone, never on the batch.
 
     Args:
         x: row tensor [m, k].
         bias: [n] of x's dtype; only where the result has that dtype too.
         out_dtype: x's dtype (default) or float32 (logits).
+        out: row tensor [m, n] of either dtype to write to, instead of a new one.
 
     Returns:
-        [m, n], contiguous.
+        ``out``, or a new tensor [m, n], contiguous.
     """
-    out = torch.empty((x.shape[0], weight.n), dtype=out_dtype or x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty((x.shape[0], weight.n), dtype=out_dtype or x.dtype, device=x.device)
     workspace = None
     if _LINEAR_WORKSPACE_BYTES and x.is_cuda:
         workspace = torch.empty(_LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
@@ -313,7 +322,13 @@ def attention_plan(
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    settled: bool = False,
 ) -> Tensor:
     """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180),
     batch-invariant.
@@ -326,6 +341,8 @@ def paged_attention(
         k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous.
         meta: on CUDA with plan and workspace, the plan filled by ``attention_plan`` for these head counts and this
             window.
+        settled: ``meta`` and its plan were complete before the op in front of this one, which is ``rope_write_kv``;
+            on CUDA they are then read while that one still runs.
 
     Returns:
         [num_tokens, num_heads, head_dim], contiguous.
@@ -345,6 +362,7 @@ def paged_attention(
         window,
         meta.plan,
         meta.workspace,
+        settled,
     )
     return out
 
@@ -486,6 +504,20 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Force a lesser instruction set (tests); RuntimeError when the machine lacks it."""
     _C.set_isa(name)
+
+
+def set_tuning(name: str, value: int) -> None:
+    """Force a choice of speed among the CUDA kernels, for a benchmark; results do not depend on it.
+
+    Args:
+        name: ``overlap`` (0: no kernel starts before its predecessor has ended), ``stream_rows`` (up to so many rows
+            every dense layer streams its weights) or ``prefetched_stages`` (so many stages of small weights go to the
+            L2 while the predecessor runs). To be set before anything is captured.
+
+    Raises:
+        RuntimeError: another name, or a build without CUDA kernels.
+    """
+    _C.set_tuning(name, value)
 
 
 def has_cuda_kernels() -> bool:

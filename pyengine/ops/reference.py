@@ -55,11 +55,17 @@ def pack_rows(packed: PackedWeight, row_offset: int, weight_rows: Tensor) -> Non
     packed.data[row_offset : row_offset + weight_rows.shape[0]] = weight_rows
 
 
-def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     y = _wide(x) @ _wide(weight.data).T
     if bias is not None:
         y = y + _wide(bias)
-    return y.to(out_dtype or x.dtype)
+    return y.to(out_dtype or x.dtype) if out is None else out.copy_(y)
 
 
 def embedding(ids: Tensor, weight: PackedWeight) -> Tensor:
@@ -147,7 +153,13 @@ def attention_plan(
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scale: float, window: int = 0
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    settled: bool = False,
 ) -> Tensor:
     """Rows of padding tokens are zeros here; the ops leave them undefined."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)

@@ -2,13 +2,16 @@
 
 On a GPU a pass is a CUDA graph, captured at a few batch sizes and padded up to them. On a CPU it is a recorded program
 of our ops, captured at exactly the size that comes. Both freeze pointers and sizes, so a captured pass reads its
-inputs from the persistent buffers of ``DeviceState``.
+inputs from the persistent buffers of ``DeviceState`` and writes its logits to one of the runner.
 Same tokens either way: what is replayed are the very ops that ran when it was captured.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +22,19 @@ from pyengine.runner.device_state import InputBatch
 Forward = Callable[[InputBatch], Tensor]
 
 
+class Captured(Protocol):
+    def replay(self) -> None: ...
+
+
+# Captures a pass without running it; returns it with its output.
+Capture = Callable[[InputBatch, Forward], tuple[Captured, Tensor]]
+
+
 class EagerPass:
     """No capture: every size runs as it is, op by op."""
 
     def padded_size(self, num_seqs: int) -> int:
+        """What a batch of ``num_seqs`` is padded to before ``run``."""
         return num_seqs
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:
@@ -53,48 +65,83 @@ class RecordedPass(EagerPass):
         return output
 
 
-class CudaGraphPass(EagerPass):
-    """GPU: CUDA graphs at sizes 1, 2, 4, 8, 16, ... in steps of 16, captured before the start for a few and else at
-    first use.
+class GraphPass(EagerPass):
+    """GPU: graphs at sizes 1, 2, 4, 8, 16 and from there in steps of 16.
+
+    The powers of two and the largest size are captured before the start, and as many of the others as fit into
+    ``AHEAD_S``. Whatever is not ready by then runs in the next larger graph, padded, until it has been wanted ``OFTEN``
+    times: a capture holds the host up for longer than many padded steps cost.
     """
 
     STEP = 16
-    AHEAD = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    AHEAD_S = 1.0
+    OFTEN = 64
 
-    def __init__(self, max_num_seqs: int):
+    def __init__(self, max_num_seqs: int, capture: Capture):
         self._max_num_seqs = max_num_seqs
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._capture = capture
+        self._graphs: dict[int, tuple[Captured, Tensor]] = {}
+        self._wanted: Counter[int] = Counter()
 
     def padded_size(self, num_seqs: int) -> int:
-        for size in (1, 2, 4, 8):
-            if num_seqs <= size:
-                return min(size, self._max_num_seqs)
-        return min(-(-num_seqs // self.STEP) * self.STEP, self._max_num_seqs)
+        size = self._size_for(num_seqs)
+        larger = [other for other in self._graphs if other >= size]
+        if size in self._graphs or not larger:
+            return size
+        self._wanted[size] += 1
+        return size if self._wanted[size] >= self.OFTEN else min(larger)
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:
-        if batch.num_seqs not in self._graphs:
-            self._graphs[batch.num_seqs] = self._capture(batch, forward)
-        graph, output = self._graphs[batch.num_seqs]
+        captured = self._graphs.get(batch.num_seqs)
+        if captured is None:
+            return self._run_and_capture(batch, forward)
+        graph, output = captured
         graph.replay()
         return output
 
     def capture_ahead(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> int:
-        sizes = [size for size in self.AHEAD if size <= self._max_num_seqs]
-        for size in reversed(sizes):  # the largest first: smaller graphs then fit into the pool it made
-            self._graphs[size] = self._capture(make_batch(size), forward)
-        return len(sizes)
+        end_s = time.monotonic() + self.AHEAD_S
+        sizes = {self._size_for(n) for n in range(1, self._max_num_seqs + 1)}
+        first = {size for size in sizes if size & (size - 1) == 0} | {self._max_num_seqs}
+        # Of each the largest first: smaller graphs then fit into the memory that it took.
+        for size in (*sorted(first, reverse=True), *sorted(sizes - first, reverse=True)):
+            if size in first or time.monotonic() < end_s:
+                self._run_and_capture(make_batch(size), forward)
+        return len(self._graphs)
 
-    def _capture(self, batch: InputBatch, forward: Forward) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        forward(batch)  # outside the graph once: algorithm choices and lazy initialisation must not happen inside
-        torch.cuda.synchronize()
+    def _size_for(self, num_seqs: int) -> int:
+        """Of the graph that fits best."""
+        size = 1 << (num_seqs - 1).bit_length() if num_seqs <= self.STEP else -(-num_seqs // self.STEP) * self.STEP
+        return min(size, self._max_num_seqs)
+
+    def _run_and_capture(self, batch: InputBatch, forward: Forward) -> Tensor:
+        output = forward(batch)  # first: algorithm choices and lazy initialisation must not happen in a capture
+        self._graphs[batch.num_seqs] = self._capture(batch, forward)
+        return output
+
+
+class CudaCapture:
+    """Captures CUDA graphs that share one memory pool, since they run one after another.
+
+    Unlike ``torch.cuda.graph`` it waits for nothing and leaves the allocator's cache alone: the GPU computes meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, batch: InputBatch, forward: Forward) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = forward(batch)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = forward(batch)
+            finally:
+                graph.capture_end()
         return graph, output
 
 
 def make_graph_pass(device_kind: str, max_num_seqs: int, enforce_eager: bool) -> EagerPass:
     if enforce_eager:
         return EagerPass()
-    return CudaGraphPass(max_num_seqs) if device_kind == "cuda" else RecordedPass()
+    return GraphPass(max_num_seqs, CudaCapture()) if device_kind == "cuda" else RecordedPass()

@@ -33,8 +33,8 @@ from pyengine.sched.step import StepInput
 
 @dataclass(frozen=True)
 class Pass:
-    """An issued pass: its logits float32 [num_seqs, vocab_size] wait on the device for the draw, what it read of
-    prompts for the host.
+    """An issued pass: its logits float32 [num_seqs, vocab_size] wait on the device for the draw, until the next pass
+    is issued; what it read of prompts waits for the host.
     """
 
     step: StepInput
@@ -95,13 +95,15 @@ class ModelRunner:
         )
         # Layers of one window share a plan; all layers share the workspace, since they run one after another.
         self._attention_plans = {window: torch.empty_like(attention_plan) for window in config.windows}
+        # One for all passes: a captured pass with logits of its own would keep them for ever.
+        self._logits = torch.empty((plan.max_num_seqs, config.vocab_size), dtype=torch.float32, device=device)
         self._graphs = make_graph_pass(device.type, plan.max_num_seqs, enforce_eager)
         self._eager = EagerPass()
 
     @torch.inference_mode()
     def warm_up(self) -> int:
         """Capture the passes that should be ready before the first request; returns how many."""
-        return self._graphs.capture_ahead(lambda size: self._state.apply(_idle_step(), size, size), self._forward)
+        return self._graphs.capture_ahead(self._idle_batch, self._forward)
 
     @torch.inference_mode()
     def forward(self, step: StepInput) -> Pass:
@@ -132,16 +134,21 @@ class ModelRunner:
         self._state.store_tokens(batch, sampled.token_ids)
         return self._outputs.start(step, sampled, issued.read)
 
+    def _idle_batch(self, size: int) -> InputBatch:
+        if self._logits.is_cuda:
+            torch.cuda.synchronize()  # the last one's copy has left the host's buffer
+        return self._state.apply(_idle_step(), size, size)
+
     def _forward(self, batch: InputBatch) -> Tensor:
         """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on
         values.
         """
         output_rows = None if batch.num_seqs == batch.num_tokens else batch.last_indices
-        return self._model.logits(self._hidden(batch, output_rows))
+        return self._model.logits(self._hidden(batch, output_rows), self._logits[: batch.num_seqs])
 
     def _forward_and_read(self, step: StepInput, batch: InputBatch) -> Pass:
         hidden = self._hidden(batch, self._prompts.rows(batch.last_indices, step))
-        logits = self._model.logits(hidden[: batch.num_seqs])
+        logits = self._model.logits(hidden[: batch.num_seqs], self._logits[: batch.num_seqs])
         return Pass(step, batch, logits, self._prompts.read(hidden[batch.num_seqs :], step.reads))
 
     def _hidden(self, batch: InputBatch, output_rows: Tensor | None) -> Tensor:

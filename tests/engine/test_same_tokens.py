@@ -150,3 +150,23 @@ def test_a_prefix_cache_hit_in_the_middle_of_a_running_batch(alone, make_engine)
         steps += 1
     assert tokens == {(f"{wave}-{name}", i): t for wave in (1, 2) for (name, i), t in alone.items()}
     assert engine.stats().prefix_cache_hits > 0
+
+
+@pytest.fixture
+def tuned(backend):
+    """Sets choices of the CUDA kernels and takes them back."""
+    if backend != "cuda":
+        pytest.skip("choices of CUDA kernels")
+    usual = {"overlap": 1, "stream_rows": 0, "prefetched_stages": 0}
+    yield lambda **values: [ops.set_tuning(name, value) for name, value in values.items()]
+    for name, value in usual.items():
+        ops.set_tuning(name, value)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    "values", [{"overlap": 0}, {"stream_rows": 256}, {"stream_rows": 256, "prefetched_stages": 64}]
+)
+def test_choices_of_speed_change_no_token(make_engine, alone, tuned, values, eager):
+    tuned(**values)
+    assert generate(make_engine(enforce_eager=eager), _jobs()) == alone

@@ -130,6 +130,12 @@ def test_threads_and_instruction_sets():
         ops.set_isa("pentium")
 
 
+def test_tuning():
+    expected = "unknown name warp" if ops.has_cuda_kernels() else "nothing to set without CUDA kernels, got warp = 1"
+    with refused(expected):
+        ops.set_tuning("warp", 1)
+
+
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_tensors_on_two_devices(device):
     with refused("rms_norm: weight must be on cuda:0 like the arguments before it, got cpu"):

@@ -56,6 +56,14 @@ def test_linear_strided_input(device, dtype):
     assert same_bits(ops.linear(poisoned.view, packed, bias), ops.linear(x, packed, bias))
 
 
+def test_linear_into_the_rows_of_a_buffer(device, dtype):
+    x, weight, _ = problem(6, 80, 128, device, dtype)
+    packed, buffer = ops.pack_weight(weight), torch.full((8, 80), 7.0, device=device)
+    out = ops.linear(x, packed, out_dtype=torch.float32, out=buffer[:6])
+    assert out.data_ptr() == buffer.data_ptr() and (buffer[6:] == 7).all()
+    assert same_bits(buffer[:6], ops.linear(x, packed, out_dtype=torch.float32))
+
+
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize(("n", "k"), [(576, 576), (192, 1536), (40, 64)])
 def test_row_does_not_depend_on_the_batch(device, dtype, n, k):

@@ -206,6 +206,20 @@ void test_faults() {
   EXPECT(contains(fault(writes_past_smem, 1, 300 << 10, 0), "bytes of shared memory"));
 }
 
+__global__ void waits_in_block_0() {
+  if (blockIdx.x == 0) wait_for_predecessor();
+}
+
+void test_overlap_needs_a_wait() {
+  const auto error = [](unsigned blocks) {
+    return error_of([&] { launch_overlapping(waits_in_block_0, dim3(blocks), dim3(32), 0, nullptr, "early"); });
+  };
+  EXPECT(error(1).empty());
+  const std::string text = error(2);
+  EXPECT(contains(text, "early: block (1, 0, 0) ended without wait_for_predecessor"), "%s", text.c_str());
+  launch(waits_in_block_0, dim3(2), dim3(32), 0, nullptr, "plain");
+}
+
 void test_races_show() {
   const auto run = [](bool with_barrier) {
     std::vector<unsigned char> first;
@@ -249,6 +263,7 @@ int main() {
   pe::cuda::test_mma<pe::cuda::bf16>();
   pe::cuda::test_mma<pe::cuda::f16>();
   pe::cuda::test_faults();
+  pe::cuda::test_overlap_needs_a_wait();
   pe::cuda::test_races_show();
   pe::cuda::test_poison();
   return pe::test::report("emulator");

@@ -71,6 +71,7 @@ class World {
     for (const Seq& s : batch.seqs) num_tokens_ += s.num_queries;
     int64_t num_blocks = 3;
     for (const Seq& s : batch.seqs) num_blocks += div_ceil(s.len, shape.block_size);
+    num_blocks_ = num_blocks;
     max_blocks_ = 1;
     for (const Seq& s : batch.seqs) max_blocks_ = std::max<int64_t>(max_blocks_, div_ceil(s.len, shape.block_size));
     const int64_t pool = num_blocks * shape.num_kv_heads * shape.block_size * shape.dim;
@@ -97,7 +98,7 @@ class World {
     p.kv.block_stride = int64_t{shape_.num_kv_heads} * shape_.block_size * shape_.dim;
     p.kv.head_stride = shape_.tokens_outermost ? shape_.dim : int64_t{shape_.block_size} * shape_.dim;
     p.kv.token_stride = shape_.tokens_outermost ? int64_t{shape_.num_kv_heads} * shape_.dim : shape_.dim;
-    p.kv.num_blocks = 1;  // not read
+    p.kv.num_blocks = static_cast<int32_t>(num_blocks_);
     p.kv.block_size = shape_.block_size;
     p.kv.num_kv_heads = shape_.num_kv_heads;
     p.kv.head_dim = shape_.dim;
@@ -221,7 +222,7 @@ class World {
 
   Shape shape_;
   Batch batch_;
-  int64_t num_tokens_ = 0, max_blocks_ = 0;
+  int64_t num_tokens_ = 0, max_blocks_ = 0, num_blocks_ = 0;
   std::unique_ptr<Buffer<T>> q_, out_, k_, v_;
   std::unique_ptr<Buffer<int32_t>> tables_, rows_, query_start_, seq_lens_;
   std::map<std::pair<int, int>, int32_t> shared_blocks_;  // (sequence, number) -> block + 1
@@ -293,6 +294,12 @@ Geometry ctas(int num_ctas, int num_slots = attention::kShallowSlots, bool by_ct
   return g;
 }
 Geometry decoding_by_cta(int num_ctas) { return ctas(num_ctas, attention::kShallowSlots, true); }
+// Warps whose rings the copy engine fills.
+Geometry by_boxes(int num_ctas) {
+  Geometry g = ctas(num_ctas);
+  g.by_boxes = true;
+  return g;
+}
 constexpr int deep_slots(int dim) { return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16); }
 
 void test_against_reference() {
@@ -302,6 +309,7 @@ void test_against_reference() {
     const Shape shape{2 * group, 2, 64, 16, 0, false};
     check_batch<bf16>(shape, decode, ctas(1, deep_slots(64)));
     check_batch<bf16>(shape, decode, decoding_by_cta(2));
+    check_batch<bf16>(shape, decode, by_boxes(2));
   }
   check_batch<bf16>({8, 2, 64, 64, 0, true}, mixed, ctas(2));
   check_batch<bf16>({3, 1, 128, 16, 0, false}, mixed, ctas(1, deep_slots(128)));
@@ -311,6 +319,10 @@ void test_against_reference() {
   check_batch<bf16>({4, 1, 64, 16, 300, false}, {{{1, 900, 1}, {2, 620, 40}, {3, 270, 4}}}, ctas(3, deep_slots(64)));
   check_batch<bf16>({40, 1, 64, 16, 0, false}, {{{1, 300, 1}, {2, 20, 1}}}, ctas(1));  // a CTA for one token
   check_batch<f16>({8, 1, 128, 256, 0, false}, decode, decoding_by_cta(3));
+  check_batch<f16>({8, 1, 128, 256, 0, false}, decode, by_boxes(1));
+  check_batch<bf16>({8, 2, 64, 64, 0, true}, mixed, by_boxes(2));
+  check_batch<bf16>({4, 1, 128, 16, 300, false}, {{{1, 900, 1}, {2, 620, 4}, {3, 270, 3}}}, by_boxes(2));
+  check_batch<bf16>({24, 2, 64, 16, 50, false}, mixed, by_boxes(1));
   check_batch<bf16>({8, 1, 96, 16, 300, false}, {{{1, 900, 1}, {2, 620, 4}, {3, 270, 3}}}, decoding_by_cta(2));
   for (const int dim : {80, 96, 256}) {
     const Shape shape{4, 1, dim, 16, 0, false};
@@ -346,6 +358,8 @@ void expect_same(const Rows& part, const Rows& whole, const char* what) {
     EXPECT(bits == whole.at(position), "%s: position %d differs", what, position);
 }
 
+bool takes_boxes(const Shape& shape) { return shape.dim == 64 || shape.dim == 128; }
+
 template <typename T>
 void test_same_bits(const Shape& shape, int len) {
   const int id = 7;
@@ -370,12 +384,17 @@ void test_same_bits(const Shape& shape, int len) {
     expect_same(rows_of<T>(shape, {{one}}, id, ctas(40, deep_slots(shape.dim))), whole, "decode, 40 CTAs");
     expect_same(rows_of<T>(shape, {{one}}, id, decoding_by_cta(40)), whole, "decode by CTA, 40");
     expect_same(rows_of<T>(shape, {{one}}, id, decoding_by_cta(1)), whole, "decode by CTA, 1");
+    if (takes_boxes(shape)) {
+      expect_same(rows_of<T>(shape, {{one}}, id, by_boxes(40)), whole, "decode by boxes, 40");
+      expect_same(rows_of<T>(shape, {{one}}, id, by_boxes(1)), whole, "decode by boxes, 1");
+    }
   }
   Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
   expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
   for (const int num_queries : {1, 2}) {
     const Batch few{{{1, 100, 1}, {id, len, num_queries}, {4, 1, 1}}, 1, 1};
     expect_same(rows_of<T>(shape, few, id, decoding_by_cta(3)), whole, "by CTA in a crowd");
+    if (takes_boxes(shape)) expect_same(rows_of<T>(shape, few, id, by_boxes(1)), whole, "by boxes in a crowd");
   }
   for (const int num_queries : {2, 3, 5}) {  // 8 to 40 rows: half a warp, a warp, a CTA
     crowd.seqs[2].num_queries = num_queries;
@@ -394,6 +413,8 @@ void test_orders_and_geometry() {
     Geometry spread = ctas(1);
     spread.spread = true;
     expect_same(rows_of<bf16>(shape, {{{1, 600, 1}}}, 1, spread), expected_decode, "spread");
+    spread.by_boxes = true;
+    expect_same(rows_of<bf16>(shape, {{{1, 600, 1}}}, 1, spread), expected_decode, "spread boxes");
   });
 }
 
@@ -455,7 +476,7 @@ PlanFacts check_plan(const PlanCase& c) {
     }
   }
   const attention::PieceLimits limits =
-      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta);
+      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta, false);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {
@@ -632,9 +653,13 @@ void test_sharing_steps() {
   shared = check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, ctas(8, deep_slots(64)));
   EXPECT(shared.num_states > 1, "cut: %d states", shared.num_states);
   check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, decoding_by_cta(8));
+  check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, by_boxes(8));
+  check_sharing<bf16>(shape, {drafts + family(20, 4, 900, 600)}, by_boxes(1));
   check_sharing<bf16>(shape, {family(1, 5, 900, 1300) + std::vector<Seq>{{50, 6000, 1, {{900, 1300}}}}}, ctas(3));
   check_sharing<bf16>(shape, {family(1, 5, 900, 1300) + std::vector<Seq>{{50, 6000, 1, {{900, 1300}}}}},
                       decoding_by_cta(3));
+  check_sharing<bf16>(shape, {prefill + family(1, 5, 900, 1300) + std::vector<Seq>{{50, 6000, 1, {{900, 1300}}}}},
+                      by_boxes(2));
 }
 
 void test_sharing_shapes() {
@@ -644,8 +669,10 @@ void test_sharing_shapes() {
   check_sharing<f16>({8, 1, 128, 64, 0, true}, {family(1, 20, 900, 700)}, ctas(2));
   check_sharing<f16>({3, 1, 64, 256, 0, true}, {family(1, 50, 900, 600)}, ctas(1));
   check_sharing<bf16>({10, 2, 128, 32, 0, false}, {family(1, 15, 900, 600, 400)}, decoding_by_cta(2));
+  check_sharing<f16>({8, 2, 128, 16, 0, false}, {family(1, 20, 900, 700)}, by_boxes(2));
   test::for_each_order([&] {
     check_sharing<bf16>({4, 1, 64, 16, 0, false}, {family(1, 7, 900, 600) + family(20, 5, 901, 300)}, ctas(3));
+    check_sharing<bf16>({4, 1, 64, 16, 0, false}, {family(1, 7, 900, 600) + family(20, 5, 901, 300)}, by_boxes(2));
   });
 }
 

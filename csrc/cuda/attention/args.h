@@ -2,6 +2,7 @@
 // What the attention kernels are told: the shape of a step, the plan's layout in memory, and one launch's pointers.
 // Plain C++: the planning rules here are read by host and device alike.
 #pragma once
+#include "cuda/attention/kv_maps.h"
 #include "cuda/attention/tile_config.h"
 
 namespace pe::cuda::attention {
@@ -14,6 +15,8 @@ struct Geometry {
   bool spread = false;
   // Shared memory is large enough for a CTA to work on one sequence's 16 rows at a time (decode_cta.cuh).
   bool by_cta = false;
+  // The GPU has a copy engine that fetches boxes (decode_boxes.cuh).
+  bool by_boxes = false;
   // Keys that many sequences begin with are read once for all of them (shared_prefix.cuh).
   bool shares = false;
 };
@@ -163,7 +166,7 @@ struct PlanArgs {
   int64_t num_split_partial_rows, num_shared_partial_rows;
   int32_t num_seqs, num_kv_heads, group, window, num_ctas;
   int32_t block_shift;  // log2 of block_size
-  bool by_cta, shares;
+  bool by_cta, by_boxes, shares;
 };
 
 struct RunArgs {
@@ -183,7 +186,7 @@ struct RunArgs {
   int32_t block_shift;  // log2 of block_size
   int32_t group, num_kv_heads, window, num_slots;
   float scale_log2;  // scale x log2(e): probabilities are powers of two
-  bool spread, by_cta;
+  bool spread, by_cta, by_boxes, settled;
 };
 
 // Host entry points with the geometry as an argument; the public ones pass the device's.
@@ -193,6 +196,6 @@ void run(const PagedAttentionParams&, const Geometry&, Workspace plan, Workspace
 
 // One per head_dim, each in its own inst_*.cu.
 template <int kDim>
-void launch_attention(const RunArgs&, DType, int num_ctas, Stream);
+void launch_attention(const RunArgs&, const KvMaps&, DType, int num_ctas, Stream);
 
 }  // namespace pe::cuda::attention

@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/attention/kernel.cuh"
 
-template void pe::cuda::attention::launch_attention<64>(const RunArgs&, DType, int, Stream);
+template void pe::cuda::attention::launch_attention<64>(const RunArgs&, const KvMaps&, DType, int, Stream);

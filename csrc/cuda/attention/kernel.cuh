@@ -13,6 +13,7 @@
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
+#include "cuda/attention/decode_boxes.cuh"
 #include "cuda/attention/decode_cta.cuh"
 #include "cuda/attention/prefill_wgmma.cuh"
 #include "cuda/common/launch.cuh"
@@ -27,11 +28,19 @@ struct WarpMemory {
   int* ticket;  // of the CTA
 };
 template <int kDim>
-__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, int num_slots, bool by_cta) {
-  unsigned char* const control = smem + smem_bytes<kDim>(num_slots, by_cta) - kControlBytes;
-  return {smem, smem + warp_id() * num_slots * kSlabBytes<kDim>,
+__device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, const RunArgs& args) {
+  unsigned char* const control = smem + smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes) - kControlBytes;
+  return {smem, smem + warp_id() * args.num_slots * kSlabBytes<kDim>,
           reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
           reinterpret_cast<int*>(control + kWarps * kJobBytes)};
+}
+// The same as one warp of a pair sees it: all rings, then what belongs to each.
+template <int kDim>
+__device__ __forceinline__ PairMemory<kDim> pair_memory(unsigned char* smem) {
+  const int pair = warp_id() % kBoxPairs;
+  unsigned char* const jobs = smem + kBoxPairs * kBoxRingBytes + pair * kPairControlBytes<kDim>;
+  auto* const barriers = reinterpret_cast<uint64_t*>(jobs + kLiveBoxJobs<kDim> * kJobBytes);
+  return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kDim>};
 }
 
 // The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
@@ -68,9 +77,7 @@ __device__ __forceinline__ int take_warp_ticket(const RunArgs& args, bool first)
   const bool spread = args.spread && args.plan.header->num_cta_items == 0;
   const int num_ctas = static_cast<int>(gridDim.x);
   if (spread && first) return warp_id() * num_ctas + static_cast<int>(blockIdx.x);
-  int ticket = 0;
-  if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_warp, 1u));
-  return __shfl_sync(kFullMask, ticket, 0) + (spread ? num_ctas * kWarps : 0);
+  return take_ticket(&args.plan.header->next_warp) + (spread ? num_ctas * kWarps : 0);
 }
 
 // Where CTAs decode, what is left for single warps is to merge.
@@ -79,9 +86,7 @@ __device__ __forceinline__ void run_merge_tickets(const RunArgs& args) {
   const int num_merges = args.plan.header->num_merge_rows * args.num_kv_heads;
   if (num_merges == 0) return;
   for (;;) {
-    int ticket = 0;
-    if (lane_id() == 0) ticket = static_cast<int>(atomicAdd(&args.plan.header->next_merge, 1u));
-    ticket = __shfl_sync(kFullMask, ticket, 0);
+    const int ticket = take_ticket(&args.plan.header->next_merge);
     if (ticket >= num_merges) return;
     run_merge<T, kDim>(args, args.plan.merge_rows[ticket / args.num_kv_heads], ticket % args.num_kv_heads);
   }
@@ -111,6 +116,7 @@ __device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Warp
 }
 
 __device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
+  wait_for_predecessor();  // also of who had nothing to do
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
@@ -126,16 +132,26 @@ __device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
   }
 }
 
+__device__ __forceinline__ bool has_work_for_ctas(const Header& header) {
+  return header.num_cta_items > 0 || header.decodes_by_cta != 0;
+}
+
+// Pairs wait for the predecessor when they have read their way to the first key, all others before they begin.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs args) {
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_kernel(const __grid_constant__ KvMaps maps, const __grid_constant__ RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
-  const WarpMemory memory = warp_memory<kDim>(smem, args.num_slots, args.by_cta);
-  wait_for_predecessor();
+  const WarpMemory memory = warp_memory<kDim>(smem, args);
+  release_successor();  // its blocks then come to the SMs that find no work
+  const bool pairs_alone = kTakesBoxes<kDim> && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
+  if (!pairs_alone) wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<T, kDim>(args);
+  } else if (kTakesBoxes<kDim> && args.by_boxes) {
+    if constexpr (kTakesBoxes<kDim>) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
   } else {
     run_warp_tickets<T, kDim>(args, memory);
   }
@@ -143,10 +159,11 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const RunArgs ar
 }
 
 template <int kDim>
-void launch_attention(const RunArgs& args, DType dtype, int num_ctas, Stream stream) {
+void launch_attention(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {
   const auto start = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads), smem_bytes<kDim>(args.num_slots, args.by_cta),
-           stream, "paged_attention", args);
+    launch_overlapping(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
+                       smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes), stream, "paged_attention", maps,
+                       args);
   };
   dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);
 }

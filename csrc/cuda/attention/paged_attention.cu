@@ -17,13 +17,17 @@ constexpr const char* kOp = "paged_attention";
 
 struct HeadDim {
   int dim, deep_slots;
-  size_t deep_smem_bytes, by_cta_smem_bytes;
-  void (*launch)(const RunArgs&, DType, int num_ctas, Stream);
+  size_t deep_smem_bytes, by_cta_smem_bytes, by_boxes_smem_bytes;  // 0: not for this head_dim
+  void (*launch)(const RunArgs&, const KvMaps&, DType, int num_ctas, Stream);
 };
 template <int kDim>
 constexpr HeadDim head_dim() {
-  return {kDim, kDeepSlots<kDim>, smem_bytes<kDim>(kDeepSlots<kDim>, false),
-          kDecodesByCta<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, true) : 0, launch_attention<kDim>};
+  return {kDim,
+          kDeepSlots<kDim>,
+          smem_bytes<kDim>(kDeepSlots<kDim>, false, false),
+          kDecodesByCta<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, true, false) : 0,
+          kTakesBoxes<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, false, true) : 0,
+          launch_attention<kDim>};
 }
 constexpr HeadDim kHeadDims[] = {head_dim<64>(), head_dim<80>(), head_dim<96>(), head_dim<128>(), head_dim<256>()};
 
@@ -97,12 +101,25 @@ int device_attribute(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+#if defined(PE_SIMT)
+bool has_copy_engine(int) { return true; }
+#else
+// The GPU has one, and this build has code for it.
+bool has_copy_engine(int device) {
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor, device) < 9 || encode_tiled() == nullptr) return false;
+  cudaFuncAttributes attributes{};
+  check_cuda(kOp, cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(plan_kernel)));
+  return attributes.binaryVersion >= 90;
+}
+#endif
+
 // One CTA per SM; the deep rings where the shared memory allows. Read once per device.
 Geometry device_geometry(const PagedAttentionParams& p) {
   constexpr int kMaxDevices = 64;
   static std::mutex mutex;
   static struct {
     int num_sms, smem_bytes;
+    bool has_copy_engine;
   } known[kMaxDevices];
   int device = -1;
   PE_CHECK(kOp, cudaGetDevice(&device) == cudaSuccess && device >= 0 && device < kMaxDevices,
@@ -112,6 +129,7 @@ Geometry device_geometry(const PagedAttentionParams& p) {
   if (d.num_sms == 0) {
     d.smem_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     d.num_sms = device_attribute(cudaDevAttrMultiProcessorCount, device);
+    d.has_copy_engine = has_copy_engine(device);
   }
   const HeadDim& head_dim = find_head_dim(p.kv.head_dim);
   const bool deep = static_cast<size_t>(d.smem_bytes) >= head_dim.deep_smem_bytes;
@@ -120,9 +138,10 @@ Geometry device_geometry(const PagedAttentionParams& p) {
 #else
   constexpr bool kAllResident = true;
 #endif
-  const bool by_cta =
-      head_dim.by_cta_smem_bytes != 0 && static_cast<size_t>(d.smem_bytes) >= head_dim.by_cta_smem_bytes;
-  return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, by_cta, true};
+  const auto fits = [&](size_t bytes) { return bytes != 0 && static_cast<size_t>(d.smem_bytes) >= bytes; };
+  const bool by_cta = fits(head_dim.by_cta_smem_bytes);
+  const bool by_boxes = d.has_copy_engine && fits(head_dim.by_boxes_smem_bytes);
+  return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, by_cta, by_boxes, true};
 }
 
 Plan open_plan(const PagedAttentionParams& p, const Geometry& geometry, const Workspace& w) {
@@ -162,6 +181,8 @@ RunArgs run_args(const PagedAttentionParams& p, const Geometry& geometry, const 
   a.scale_log2 = p.scale * 1.44269504088896340736f;
   a.spread = geometry.spread;
   a.by_cta = geometry.by_cta;
+  a.by_boxes = geometry.by_boxes;
+  a.settled = p.settled;
   return a;
 }
 
@@ -192,7 +213,8 @@ void plan(const PagedAttentionParams& p, const Geometry& geometry, Workspace w, 
   a.block_shift = log2_of(p.kv.block_size);
   a.by_cta = geometry.by_cta;
   a.shares = geometry.shares && p.block_tables != nullptr && p.num_seqs >= kMinSharers;
-  launch(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
+  a.by_boxes = geometry.by_boxes;
+  launch_overlapping(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
 }
 
 void run(const PagedAttentionParams& p, const Geometry& geometry, Workspace plan, Workspace w, Stream stream) {
@@ -200,7 +222,8 @@ void run(const PagedAttentionParams& p, const Geometry& geometry, Workspace plan
   if (p.num_seqs == 0 || p.num_tokens == 0) return;
   const Plan lists = open_plan(p, geometry, plan);
   check_room("workspace", w, partial_bytes(p));
-  find_head_dim(p.kv.head_dim).launch(run_args(p, geometry, lists, w), p.dtype, geometry.num_ctas, stream);
+  const KvMaps maps = geometry.by_boxes ? make_kv_maps(p.kv) : KvMaps{};
+  find_head_dim(p.kv.head_dim).launch(run_args(p, geometry, lists, w), maps, p.dtype, geometry.num_ctas, stream);
 }
 
 }  // namespace attention

@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   static_assert(kNumBuckets == kWarpSize && kPlanThreads >= 2 * kWarpSize, "a lane per bucket, a warp per list");
   __shared__ PlanShared shared;
   const int tid = static_cast<int>(threadIdx.x);
+  release_successor();
   wait_for_predecessor();
   if (tid < 2) shared.chunks[tid] = 0;
   if (tid == 0) shared.num_partial_rows = shared.num_splits = shared.num_merge_rows = shared.longest = 0;
@@ -118,12 +119,12 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   __syncthreads();
   const PieceLimits limits =
       piece_limits(static_cast<int64_t>(shared.chunks[1]), static_cast<int64_t>(shared.chunks[0]), shared.longest,
-                   args.num_kv_heads, args.num_ctas, args.by_cta);
+                   args.num_kv_heads, args.num_ctas, args.by_cta, args.by_boxes);
   const int num_tiles = num_seq_tiles + shared.prefixes.num_tiles;
-  list_shared_tiles(
-      args, shared.prefixes,
-      shared_piece_limit(static_cast<int64_t>(shared.chunks[1]), args.num_kv_heads, args.num_ctas, limits.cta),
-      num_seq_tiles, &shared.num_splits);
+  list_shared_tiles(args, shared.prefixes,
+                    shared_piece_limit(static_cast<int64_t>(shared.chunks[1]), args.num_kv_heads, args.num_ctas,
+                                       decoders_per_cta(args.by_boxes), limits.cta),
+                    num_seq_tiles, &shared.num_splits);
   __syncthreads();
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     Tile& tile = args.plan.tiles[i];

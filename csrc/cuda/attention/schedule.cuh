@@ -69,11 +69,12 @@ __host__ __device__ inline bool should_decode_by_cta(int64_t work, int64_t longe
 
 // chunks: of one kv head, in tiles on CTAs and on warps; longest: of the latter.
 __host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int64_t longest,
-                                                    int num_kv_heads, int num_ctas, bool by_cta) {
+                                                    int num_kv_heads, int num_ctas, bool by_cta, bool by_boxes) {
   const int64_t warp_work = warp_chunks * num_kv_heads, work = cta_chunks * num_kv_heads + warp_work, ctas = num_ctas;
   const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas);
   return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
-          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta) : at_least_one(warp_work, ctas * kWarps),
+          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
+                         : at_least_one(warp_work * kDecodeSlack, ctas * decoders_per_cta(by_boxes)),
           decodes_by_cta};
 }
 
@@ -107,12 +108,13 @@ __host__ __device__ inline int64_t saved_chunks(int num_warp_tiles, int num_rows
 __host__ __device__ inline bool sharing_pays(int64_t saved, int num_kv_heads, int num_ctas) {
   return saved * num_kv_heads >= int64_t{kMinSavedChunks} * num_ctas;
 }
-// Longest piece of a group's tile. While it is computed, each of the other CTAs' warps has a chunk of its own to work
-// on, then it waits: so kWarps chunks are never too long, and more are not where all CTAs have as much to do.
+// Longest piece of a group's tile. While it is computed, each decoder of the other CTAs has a chunk of its own to work
+// on, then it waits: so as many chunks are never too long, and more are not where all CTAs have as much to do.
 // cta_chunks: of one kv head, in tiles on CTAs, those of groups included.
-__host__ __device__ inline int shared_piece_limit(int64_t cta_chunks, int num_kv_heads, int num_ctas, int cta_limit) {
+__host__ __device__ inline int shared_piece_limit(int64_t cta_chunks, int num_kv_heads, int num_ctas, int num_decoders,
+                                                  int cta_limit) {
   const int load = at_least_one(cta_chunks * num_kv_heads * kCtaSlackNum, int64_t{num_ctas} * kCtaSlackDen);
-  const int limit = load > kWarps ? load : kWarps;
+  const int limit = load > num_decoders ? load : num_decoders;
   return limit < cta_limit ? limit : cta_limit;
 }
 // Pieces of a group's tile: as the limit asks, but at most max_states states (the more pieces, the more).

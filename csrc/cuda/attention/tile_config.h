@@ -85,10 +85,27 @@ constexpr int kDecodeCtaBytes =
 template <int kDim>
 constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 
+// Pairs of warps whose rings the copy engine fills (decode_boxes.cuh; sm_90), with tiles of K and tiles of V. Half of
+// what is on its way in all rings covers 3.35 TB/s times 1.5 us five times, and lets a pair that is left alone at the
+// end of a step run at the speed of its arithmetic.
+constexpr int kBoxPairs = 4, kBoxRingBytes = 48 << 10;
 template <int kDim>
-constexpr int smem_bytes(int num_slots, bool by_cta) {
+constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;
+template <int kDim>
+constexpr int kBoxGroups = kBoxRingBytes / (kTileTokens * kDim * 2);
+// An item takes at least two groups of the ring, and one is being computed on.
+template <int kDim>
+constexpr int kLiveBoxJobs = kBoxGroups<kDim> / 2 + 2;
+template <int kDim>
+constexpr int kPairControlBytes = kLiveBoxJobs<kDim> * kJobBytes + 2 * kBoxGroups<kDim> * 8;
+template <int kDim>
+constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>);
+
+template <int kDim>
+constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
   const int ring = ring_bytes<kDim>(num_slots), stages = by_cta ? kDecodeCtaBytes<kDim> : 0;
-  return (ring > stages ? ring : stages) + kControlBytes;
+  const int most = ring > stages ? ring : stages, pairs = by_boxes ? kPairBytes<kDim> : 0;
+  return (most > pairs ? most : pairs) + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------
@@ -96,14 +113,18 @@ constexpr int smem_bytes(int num_slots, bool by_cta) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A warp's piece is at most the average load of a warp: of mixed lengths the longest would keep the others waiting at
-// the end. Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together;
-// they do (also) where the longest tile is kLongTile times the average load of a warp.
-constexpr int kDecodePiecesPerCta = 4, kLongTile = 16;
+// A piece of a decode is at most twice the average load of a warp: longer ones would keep the others waiting at the
+// end; shorter ones are merged more (32 x 8192 by pairs: 361 us whole, 386 in two pieces). Where CTAs decode, a piece
+// is at most a quarter of the average load of a CTA, so that they end together; they do (also) where the longest tile
+// is kLongTile times the average load of a warp.
+constexpr int kDecodeSlack = 2, kDecodePiecesPerCta = 4, kLongTile = 16;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
 // Length classes of pieces, longest first: one per lane of a warp, which sums them up.
 constexpr int kNumBuckets = 32;
+
+// Workers among which decodes are shared out.
+constexpr int decoders_per_cta(bool by_boxes) { return by_boxes ? kBoxPairs : kWarps; }
 
 // Sequences that begin with the same chunks read them once (shared_prefix.cuh) where at least kMinSharers do: a CTA's
 // chunk takes about as long as a warp's, and so few rows leave most of its products empty. And only where the step as a

@@ -4,7 +4,7 @@
 // CPU.
 //
 // Three things differ from plain CUDA, so that both compilers read the same text:
-//   * dynamic shared memory is taken with PE_DYNAMIC_SMEM(type, name), 128-byte aligned;
+//   * dynamic shared memory is taken with PE_DYNAMIC_SMEM(type, name), 1024-byte aligned (128 when emulated);
 //   * kernels are started with pe::cuda::launch (launch.cuh), never with <<<>>>;
 //   * inline PTX lives in this folder only, each function with its emulator twin beside it.
 #pragma once
@@ -17,8 +17,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define PE_DYNAMIC_SMEM(type, name)                                 \
-  extern __shared__ __align__(128) unsigned char pe_dynamic_smem[]; \
+#define PE_DYNAMIC_SMEM(type, name)                                  \
+  extern __shared__ __align__(1024) unsigned char pe_dynamic_smem[]; \
   type* const name = reinterpret_cast<type*>(pe_dynamic_smem)
 #endif
 

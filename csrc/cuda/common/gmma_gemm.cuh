@@ -80,6 +80,11 @@ __device__ __forceinline__ void copy_box(SmemAddress to, const void* map, int co
       "l"(map), "r"(barrier), "r"(col), "r"(row), "l"(l2_policy)
       : "memory");
 }
+// Into the L2 alone; nothing tells when it is there.
+__device__ __forceinline__ void prefetch_box(const void* map, int col, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(col), "r"(row)
+               : "memory");
+}
 // The same box into every block of the cluster whose bit is set, at the same addresses there, reported to their
 // barrier.
 __device__ __forceinline__ void copy_box_to(uint16_t blocks, SmemAddress to, const void* map, int col, int row,

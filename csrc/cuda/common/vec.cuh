@@ -81,7 +81,23 @@ __device__ __forceinline__ uint4 pack(const float (&x)[kVec<T>]) {
 
 // p is 16-byte aligned. load_once is for what nobody reads again: it leaves the L1 and L2 to the others.
 __device__ __forceinline__ uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
-__device__ __forceinline__ uint4 load16_once(const void* p) { return __ldcs(static_cast<const uint4*>(p)); }
+#if defined(PE_SIMT)
+__device__ __forceinline__ uint4 load16_once(const void* p) { return load16(p); }
+__device__ __forceinline__ void prefetch(const void*) {}
+#else
+// The line into the L2. Unlike a load it stays before a wait_for_predecessor that follows.
+__device__ __forceinline__ void prefetch(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
+}
+__device__ __forceinline__ uint4 load16_once(const void* p) {  // __ldcs of older toolkits may move over a wait
+  uint4 v;
+  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+#endif
 __device__ __forceinline__ uint4 load16_const(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
 __device__ __forceinline__ void store16(void* p, const uint4& v) { *static_cast<uint4*>(p) = v; }
 

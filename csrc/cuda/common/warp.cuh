@@ -46,6 +46,13 @@ __device__ __forceinline__ T warp_min(T x) {
   return warp_reduce<kWidth>(x, Min{});
 }
 
+// The warp takes the next number of a counter.
+__device__ __forceinline__ int take_ticket(uint32_t* counter) {
+  uint32_t ticket = 0;
+  if (lane_id() == 0) ticket = atomicAdd(counter, 1u);
+  return static_cast<int>(__shfl_sync(kFullMask, ticket, 0));
+}
+
 // Lane i gets x[0] + ... + x[i].
 template <typename T>
 __device__ __forceinline__ T warp_inclusive_sum(T x) {

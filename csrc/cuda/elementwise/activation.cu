@@ -20,6 +20,8 @@ __device__ __forceinline__ float silu(float g) { return __fdividef(g, 1.0f + __e
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     silu_mul_kernel(T* out, const T* gate_up, int num_vecs, int64_t out_stride, int64_t gate_up_stride) {
+  release_successor();
+  wait_for_predecessor();
   const int v = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   if (v >= num_vecs) return;
   const T* gate_row = gate_up + int64_t{blockIdx.x} * gate_up_stride;
@@ -42,9 +44,10 @@ void silu_mul(const SiluMulParams& p, Stream stream) {
     using T = decltype(t);
     const int num_vecs = static_cast<int>(p.cols / kVec<T>);
     const int threads = num_vecs < kMaxThreads ? round_up(num_vecs, kWarpSize) : kMaxThreads;
-    launch(silu_mul_kernel<T>, dim3(static_cast<unsigned>(p.rows), static_cast<unsigned>(div_ceil(num_vecs, threads))),
-           dim3(static_cast<unsigned>(threads)), 0, stream, kOp, static_cast<T*>(p.out),
-           static_cast<const T*>(p.gate_up), num_vecs, p.out_stride, p.gate_up_stride);
+    launch_overlapping(silu_mul_kernel<T>,
+                       dim3(static_cast<unsigned>(p.rows), static_cast<unsigned>(div_ceil(num_vecs, threads))),
+                       dim3(static_cast<unsigned>(threads)), 0, stream, kOp, static_cast<T*>(p.out),
+                       static_cast<const T*>(p.gate_up), num_vecs, p.out_stride, p.gate_up_stride);
   });
 }
 

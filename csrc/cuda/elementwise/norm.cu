@@ -36,12 +36,19 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpSize * kRowsPerCt
   __shared__ float scratch[kThreads / kWarpSize];
   const int thread = kWarpPerRow ? lane_id() : static_cast<int>(threadIdx.x);
   const int64_t row = kWarpPerRow ? int64_t{blockIdx.x} * kRowsPerCtaOfWarps + warp_id() : int64_t{blockIdx.x};
-  if (row >= p.rows) return;  // a whole warp, and only where there is no block barrier
+  release_successor();
+  if (row >= p.rows) return wait_for_predecessor();  // a whole warp, and only where there is no block barrier
   const char* x_row = static_cast<const char*>(p.x) + row * p.x_stride_bytes;
   char* out_row = static_cast<char*>(p.out) + row * p.out_stride_bytes;
 
   char* residual_row = p.residual == nullptr ? nullptr : static_cast<char*>(p.residual) + row * p.residual_stride_bytes;
 
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    const int v = thread + i * kThreads;
+    if (v < p.num_vecs) prefetch(static_cast<const uint4*>(p.weight) + v);
+  }
+  wait_for_predecessor();
   uint4 x[kVecs], w[kVecs], r[kVecs];  // all loads are on their way before the first is used
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
@@ -95,8 +102,8 @@ template <typename T, int kThreads, int kVecs>
 void launch_rows(const Row& row, Stream stream) {
   const bool warp_per_row = kThreads == kWarpSize;
   const int64_t ctas = warp_per_row ? div_ceil<int64_t>(row.rows, kRowsPerCtaOfWarps) : row.rows;
-  launch(rms_norm_kernel<T, kThreads, kVecs>, dim3(static_cast<unsigned>(ctas)),
-         dim3(warp_per_row ? kThreads * kRowsPerCtaOfWarps : kThreads), 0, stream, kOp, row);
+  launch_overlapping(rms_norm_kernel<T, kThreads, kVecs>, dim3(static_cast<unsigned>(ctas)),
+                     dim3(warp_per_row ? kThreads * kRowsPerCtaOfWarps : kThreads), 0, stream, kOp, row);
 }
 
 // Few vectors per thread keep the latency of one row short (decode), whole warps keep it full (prefill).

@@ -4,6 +4,7 @@
 #include <map>
 #include <tuple>
 
+#include "cuda/common/tensor_map.h"
 #include "cuda/gemm/stream_gemm.h"
 #include "cuda/gemm/stream_kernel.cuh"
 
@@ -19,26 +20,6 @@ Kernel kernel_of(DType dtype, int tile, int groups) {
 }
 
 // ---- the device -----------------------------------------------------------------------------------------------------
-
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// From the driver that the runtime has opened, so that nothing links libcuda; null where it does not know the function.
-EncodeTiled encode_tiled() {
-  static const EncodeTiled found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-#if CUDART_VERSION >= 12050
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
-    if (error != cudaSuccess) cudaGetLastError();
-    const bool ok = error == cudaSuccess && result == cudaDriverEntryPointSuccess;
-    return ok ? reinterpret_cast<EncodeTiled>(function) : nullptr;
-  }();
-  return found;
-}
 
 // Blocks that run at once, one per SM, in clusters of each size; 0 where the kernel cannot run.
 using Places = std::array<int, std::size(kClusters)>;
@@ -154,7 +135,9 @@ bool stream_gemm_can(const LinearParams& p) {
          aligned(p.out, p.out_stride, p.out_dtype) && aligned(p.bias, 0, p.dtype) && places()[0] > 0;
 }
 
-bool stream_gemm_fits(const LinearParams& p) { return worthwhile(shape_of(p)) && stream_gemm_can(p); }
+bool stream_gemm_fits(const LinearParams& p) {
+  return (p.m <= tuning.stream_rows || worthwhile(shape_of(p))) && stream_gemm_can(p);
+}
 
 Plan stream_gemm_plan(const LinearParams& p) { return choose(shape_of(p)).plan; }
 
@@ -171,6 +154,7 @@ void stream_gemm(const LinearParams& p, const Plan& plan, Stream stream) {
   Args args{};
   args.out = p.out, args.bias = p.bias, args.out_stride = p.out_stride;
   args.m = static_cast<int>(p.m), args.n = static_cast<int>(p.n), args.num_k = static_cast<int>(p.k / kStageK);
+  args.num_prefetched = p.n * p.k * 2 <= kPrefetchedBytes ? static_cast<int>(tuning.prefetched_stages) : 0;
   args.num_stages = stages, args.x_rows = rows, args.cluster = plan.cluster, args.f32_out = p.out_dtype == DType::kF32;
   launch(config, kernel, map_of(p.weight, p.dtype, p.n, p.k, p.k, plan.tile),
          map_of(p.x, p.dtype, p.m, p.k, p.x_stride, rows / plan.cluster), args);

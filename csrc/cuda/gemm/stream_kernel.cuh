@@ -26,6 +26,7 @@ struct Args {
   int64_t out_stride;
   int m, n, num_k;         // num_k stages per tile
   int num_stages, x_rows;  // of the ring
+  int num_prefetched;      // stages behind the ring that are asked into the L2 before the predecessor has ended
   int cluster;
   bool f32_out;
 };
@@ -105,6 +106,9 @@ struct Producer {
     gmma::copy_box(ring.weight_slot(at.slot), weight_map, walk.k * kStageK, walk.feature, ring.full(at.slot),
                    gmma::kEvictFirst);
   }
+  __device__ void prefetch_weights(const Walk& walk) const {
+    gmma::prefetch_box(weight_map, walk.k * kStageK, walk.feature);
+  }
   // This block's share of the rows, for itself or for the whole cluster.
   __device__ void load_x(const Position& at, const Walk& walk, int rank) const {
     const int rows = args.x_rows / args.cluster, row = rank * rows;
@@ -144,6 +148,8 @@ __device__ inline void produce(const Producer& p, int num_groups, int num_steps,
   gmma::cluster_sync();  // no block writes into another before its barriers are there
   if (!leads) return;
   release_successor();
+  const int prefetched = min(num_steps, ahead + p.args.num_prefetched);
+  for (int i = ahead; i < prefetched; ++i, weights.advance(p.args, p.tile)) p.prefetch_weights(weights);
   wait_for_predecessor();
   const int rank = gmma::cluster_rank();
   Position at;

@@ -34,6 +34,9 @@ constexpr int kHalfRing = 111 << 10;
 // In flight per SM: 3 TB/s times 1 us over 132 SMs are 23 KiB; the rest hides the bumps.
 constexpr int kEnoughWeightBytes = 40 << 10;
 
+// A weight that the L2 (50 MB) holds beside what else is in use may wait there for a long predecessor to end.
+constexpr int64_t kPrefetchedBytes = 40 << 20;
+
 struct Plan {
   int tile = 0, cluster = 1;
   int ring_bytes = kFullRing;  // at most; stages = what fits

@@ -81,8 +81,6 @@ __device__ __forceinline__ void rotate(HeadVectors<T>& x, const float* cos, cons
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(Args p) {
   const int64_t token = blockIdx.x;
-  const int64_t slot = p.slot_mapping[token];
-  if (slot < 0) return;  // the whole CTA
   const int lane = lane_id() % kLanes;
   const int head = static_cast<int>(blockIdx.y * (kThreads / kLanes) + threadIdx.x / kLanes);
   const int half = p.cos_sin == nullptr ? 0 : p.rotary_dim / (2 * kVec<T>);
@@ -92,18 +90,27 @@ __global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(Args p) {
   const Part part = head < p.num_heads ? Part::kQ : head < p.num_heads + p.num_kv_heads ? Part::kK : Part::kV;
   T* const source = static_cast<T*>(p.qkv) + token * p.qkv_stride + int64_t{head} * p.head_dim;
 
-  HeadVectors<T> x{};
+  wait_for_predecessor();
+  release_successor();  // behind the wait: attention reads its plan meanwhile (PagedAttentionParams::settled)
+  // All that does not depend on another load is on its way before the first is used, also for padding.
+  const int64_t slot = p.slot_mapping[token];
+  const int64_t position = p.cos_sin == nullptr ? 0 : p.positions[token];
+  uint4 a{}, b{};
   if (active) {
-    unpack<T>(load16(source + a_at), x.a);
-    unpack<T>(load16(source + b_at), x.b);
+    a = load16(source + a_at);
+    b = load16(source + b_at);
   }
+  if (slot < 0) return;  // the whole CTA
+  HeadVectors<T> x;
+  unpack<T>(a, x.a);
+  unpack<T>(b, x.b);
   if (p.q_norm != nullptr || p.k_norm != nullptr) {
     const void* weight = !active || part == Part::kV ? nullptr : part == Part::kQ ? p.q_norm : p.k_norm;
     norm_head<T, kLanes>(x, static_cast<const T*>(weight), a_at, b_at, p);
   }
   if (!active) return;
   if (lane < half && part != Part::kV) {
-    const float* row = p.cos_sin + int64_t{p.positions[token]} * p.rotary_dim + lane * kVec<T>;
+    const float* row = p.cos_sin + position * p.rotary_dim + lane * kVec<T>;
     rotate<T>(x, row, row + p.rotary_dim / 2);
   }
 
@@ -122,7 +129,7 @@ template <typename T, int kLanes>
 void launch_heads(const Args& args, int64_t num_tokens, Stream stream) {
   const int heads = args.num_heads + 2 * args.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(num_tokens), static_cast<unsigned>(div_ceil(heads, kThreads / kLanes)));
-  launch(rope_write_kv_kernel<T, kLanes>, grid, dim3(kThreads), 0, stream, kOp, args);
+  launch_overlapping(rope_write_kv_kernel<T, kLanes>, grid, dim3(kThreads), 0, stream, kOp, args);
 }
 
 template <typename T>

@@ -40,6 +40,8 @@ __device__ __forceinline__ uint4 load_history(const uint16_t* history, int first
 }
 
 __global__ void __launch_bounds__(kThreads) penalties_kernel(PenaltyParams p) {
+  release_successor();
+  wait_for_predecessor();
   const int64_t row = blockIdx.x;
   const int64_t r = p.state_rows[row];
   const int first = static_cast<int>(blockIdx.y) * kPenaltyTile + static_cast<int>(threadIdx.x) * kHistoryVector;
@@ -63,6 +65,8 @@ __global__ void __launch_bounds__(kThreads) penalties_kernel(PenaltyParams p) {
 // ---- biases and masks -----------------------------------------------------------------------------------------------
 
 __global__ void __launch_bounds__(kThreads) bias_kernel(BiasParams p) {
+  release_successor();
+  wait_for_predecessor();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.num_entries) return;
   const int64_t row = p.entries[2 * i], token = p.entries[2 * i + 1];
@@ -75,6 +79,8 @@ constexpr int kMaskStep = kThreads * 4;
 constexpr int kMaskTile = kMaskStep * kMaskVectors;
 
 __global__ void __launch_bounds__(kThreads) mask_kernel(MaskParams p) {
+  release_successor();
+  wait_for_predecessor();
   const int64_t row = blockIdx.x;
   const int64_t r = p.mask_rows[row];
   if (r < 0) return;
@@ -103,6 +109,8 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(MaskParams p) {
 // ---- the history ----------------------------------------------------------------------------------------------------
 
 __global__ void __launch_bounds__(kThreads) count_tokens_kernel(CountTokensParams p) {
+  release_successor();
+  wait_for_predecessor();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.num_rows) return;
   const int64_t r = p.state_rows[i], token = p.token_ids[i];
@@ -168,25 +176,26 @@ dim3 blocks(int64_t items, int64_t per_block) { return dim3(static_cast<unsigned
 void apply_penalties(const PenaltyParams& p, Stream stream) {
   constexpr const char* kOp = "apply_penalties";
   check_logits(kOp, p);
-  launch(penalties_kernel, tiles(p.num_rows, p.vocab_size, kPenaltyTile), dim3(kThreads), 0, stream, kOp, p);
+  launch_overlapping(penalties_kernel, tiles(p.num_rows, p.vocab_size, kPenaltyTile), dim3(kThreads), 0, stream, kOp,
+                     p);
 }
 
 void apply_bias(const BiasParams& p, Stream stream) {
   constexpr const char* kOp = "apply_bias";
   check_logits(kOp, p);
-  launch(bias_kernel, blocks(p.num_entries, kThreads), dim3(kThreads), 0, stream, kOp, p);
+  launch_overlapping(bias_kernel, blocks(p.num_entries, kThreads), dim3(kThreads), 0, stream, kOp, p);
 }
 
 void apply_mask(const MaskParams& p, Stream stream) {
   constexpr const char* kOp = "apply_mask";
   check_logits(kOp, p);
-  launch(mask_kernel, tiles(p.num_rows, p.vocab_size, kMaskTile), dim3(kThreads), 0, stream, kOp, p);
+  launch_overlapping(mask_kernel, tiles(p.num_rows, p.vocab_size, kMaskTile), dim3(kThreads), 0, stream, kOp, p);
 }
 
 void count_tokens(const CountTokensParams& p, Stream stream) {
   constexpr const char* kOp = "count_tokens";
   check_vocab_size(kOp, p.vocab_size);
-  launch(count_tokens_kernel, blocks(p.num_rows, kThreads), dim3(kThreads), 0, stream, kOp, p);
+  launch_overlapping(count_tokens_kernel, blocks(p.num_rows, kThreads), dim3(kThreads), 0, stream, kOp, p);
 }
 
 void reset_history(const ResetHistoryParams& p, Stream stream) {

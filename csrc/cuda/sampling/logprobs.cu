@@ -131,6 +131,7 @@ __device__ __forceinline__ void select_largest(ScanShared& shared, const Share& 
 __global__ void __launch_bounds__(kScanBlock) scan_kernel(LogprobsParams p, Segments segments) {
   __shared__ ScanShared shared;
   release_successor();
+  wait_for_predecessor();
   const int64_t row = blockIdx.x;
   const int32_t target = p.target_ids[row];
   if (is_padding(p, target)) return;
@@ -191,10 +192,10 @@ __device__ __forceinline__ int place_of(uint64_t key, const uint64_t* lists, int
 }
 
 __global__ void __launch_bounds__(kFinishBlock) finish_kernel(LogprobsParams p, Segments segments) {
+  wait_for_predecessor();
   const int64_t row = blockIdx.x;
   const int32_t target = p.target_ids[row];
   if (is_padding(p, target)) return;
-  wait_for_predecessor();
   const int num_segments = segments.num_segments, k = p.k;
   const RowSums sums = merge(segments.sums + row * num_segments, num_segments);
   if (threadIdx.x == 0) {
@@ -254,9 +255,9 @@ void logprobs(const LogprobsParams& p, Workspace workspace, Stream stream) {
                           reinterpret_cast<uint64_t*>(bytes + sums_bytes(p.num_rows, num_segments)),
                           static_cast<int32_t>(num_segments)};
   const unsigned rows = static_cast<unsigned>(p.num_rows);
-  launch(LaunchConfig{dim3(rows, static_cast<unsigned>(num_segments)), dim3(kScanBlock), 0, stream, kOp}, scan_kernel,
-         p, segments);
-  launch(LaunchConfig{dim3(rows), dim3(kFinishBlock), 0, stream, kOp, true}, finish_kernel, p, segments);
+  launch_overlapping(scan_kernel, dim3(rows, static_cast<unsigned>(num_segments)), dim3(kScanBlock), 0, stream, kOp, p,
+                     segments);
+  launch_overlapping(finish_kernel, dim3(rows), dim3(kFinishBlock), 0, stream, kOp, p, segments);
 }
 
 }  // namespace pe::cuda

@@ -103,7 +103,8 @@ __device__ __forceinline__ uint32_t scan_filtered(const Row& row) {
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(SampleParams p, Partials partials) {
   __shared__ uint64_t scratch[kScanThreads / kWarpSize];
   __shared__ uint32_t bound;
-  release_successor();
+  wait_for_predecessor();
+  release_successor();  // behind the wait: finish_kernel reads the rows' parameters before its own
   const int row_index = blockIdx.x;
   const Row row = load_row(p, row_index);
   if (row.mode == Mode::kPadding) return;
@@ -247,8 +248,8 @@ __global__ void __launch_bounds__(kFinishThreads, 2) finish_kernel(SampleParams 
   const int row_index = blockIdx.x;
   if (threadIdx.x == 0) row = load_row(p, row_index);
   __syncthreads();
-  if (row.mode == Mode::kPadding) return;
   wait_for_predecessor();
+  if (row.mode == Mode::kPadding) return;
   int32_t token;
   if (row.mode == Mode::kFiltered) {
     const int64_t first = row_index * static_cast<int64_t>(partials.num_groups());
@@ -304,8 +305,8 @@ void sample(const SampleParams& p, Workspace workspace, Stream stream) {
                           reinterpret_cast<uint32_t*>(bytes + winners_bytes(p.num_rows, num_segments)),
                           static_cast<int32_t>(num_segments)};
   const unsigned rows = static_cast<unsigned>(p.num_rows), segments = static_cast<unsigned>(num_segments);
-  launch(LaunchConfig{dim3(rows, segments), dim3(kScanThreads), 0, stream, kOp}, scan_kernel, p, partials);
-  launch(LaunchConfig{dim3(rows), dim3(kFinishThreads), 0, stream, kOp, true}, finish_kernel, p, partials);
+  launch_overlapping(scan_kernel, dim3(rows, segments), dim3(kScanThreads), 0, stream, kOp, p, partials);
+  launch_overlapping(finish_kernel, dim3(rows), dim3(kFinishThreads), 0, stream, kOp, p, partials);
 }
 
 }  // namespace pe::cuda

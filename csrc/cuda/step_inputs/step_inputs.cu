@@ -83,6 +83,8 @@ __device__ __forceinline__ void write_token(const StepInputsParams& p, const int
 __global__ void __launch_bounds__(kThreads) step_inputs_kernel(StepInputsParams p) {
   PE_DYNAMIC_SMEM(int, start);
   __shared__ int scratch[kThreads / kWarpSize];
+  release_successor();
+  wait_for_predecessor();
   scan_starts(p, start, scratch);
   if (blockIdx.x == 0) write_sequences(p, start);
   for (int i = static_cast<int>(threadIdx.x); i < kTokensPerCta; i += kThreads) {
@@ -92,12 +94,16 @@ __global__ void __launch_bounds__(kThreads) step_inputs_kernel(StepInputsParams 
 }
 
 __global__ void __launch_bounds__(kThreads) store_tokens_kernel(StoreTokensParams p) {
+  release_successor();
+  wait_for_predecessor();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.num_sampled || p.rows[i] < 0 || p.token_ids[i] < 0) return;
   p.last_tokens[p.rows[i]] = p.token_ids[i];
 }
 
 __global__ void __launch_bounds__(kThreads) update_block_tables_kernel(UpdateBlockTablesParams p) {
+  release_successor();
+  wait_for_predecessor();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.num_entries || p.entries[3 * i] < 0) return;
   p.block_tables[p.entries[3 * i] * p.block_table_stride + p.entries[3 * i + 1]] = p.entries[3 * i + 2];
@@ -115,17 +121,18 @@ void step_inputs(const StepInputsParams& p, Stream stream) {
            "num_tokens out of range: " + std::to_string(p.num_tokens));
   PE_CHECK(kOp, p.block_size > 0, "block_size must be positive, got " + std::to_string(p.block_size));
   const int64_t tokens = p.num_tokens > 0 ? p.num_tokens : 1;  // the sequences are written even when no token is
-  launch(step_inputs_kernel, ctas_for(tokens, kTokensPerCta), dim3(kThreads),
-         static_cast<size_t>(p.num_seqs + 1) * sizeof(int), stream, kOp, p);
+  launch_overlapping(step_inputs_kernel, ctas_for(tokens, kTokensPerCta), dim3(kThreads),
+                     static_cast<size_t>(p.num_seqs + 1) * sizeof(int), stream, kOp, p);
 }
 
 void store_tokens(const StoreTokensParams& p, Stream stream) {
-  launch(store_tokens_kernel, ctas_for(p.num_sampled, kThreads), dim3(kThreads), 0, stream, "store_tokens", p);
+  launch_overlapping(store_tokens_kernel, ctas_for(p.num_sampled, kThreads), dim3(kThreads), 0, stream, "store_tokens",
+                     p);
 }
 
 void update_block_tables(const UpdateBlockTablesParams& p, Stream stream) {
-  launch(update_block_tables_kernel, ctas_for(p.num_entries, kThreads), dim3(kThreads), 0, stream,
-         "update_block_tables", p);
+  launch_overlapping(update_block_tables_kernel, ctas_for(p.num_entries, kThreads), dim3(kThreads), 0, stream,
+                     "update_block_tables", p);
 }
 
 void gather_rows(const GatherRowsParams& p, Stream stream) {

@@ -38,6 +38,9 @@ struct PagedAttentionParams {
   int32_t max_seq_len = 0;               // upper bound on seq_lens, known to the host (sizes the plan)
   float scale = 0;                       // applied to q k^T
   int32_t window = 0;                    // sliding window in tokens; 0 = none
+  // Tables, starts, lengths and the plan were complete before the kernel in front of this one began to write (in a
+  // model: rope_write_kv, which releases its successor behind its own wait), so that they may be read beside it.
+  bool settled = false;
   DType dtype = DType::kBF16;            // of q, out and (today) of the cache
 };
 

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// K and V as the copy engine sees them: tensors from which boxes of 16 tokens of one head are taken (bulk_copy.cuh).
+#pragma once
+#include "cuda/common/bulk_copy.cuh"
+#include "pe/paged_attention.h"
+
+#if !defined(PE_SIMT)
+#include "cuda/common/tensor_map.h"
+#endif
+
+namespace pe::cuda::attention {
+
+struct KvMaps {
+  BoxMap k, v;
+};
+
+#if defined(PE_SIMT)
+
+inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
+  const int64_t size = static_cast<int64_t>(size_of(kv.dtype));
+  return {static_cast<const unsigned char*>(data),
+          kv.token_stride * size,
+          kv.head_stride * size,
+          kv.block_stride * size,
+          kv.num_blocks,
+          kv.head_dim};
+}
+
+#else
+
+// Dimensions: column of a block of 64, token, block of 64 columns, head, physical block.
+inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
+  const auto count = [](int64_t x) { return static_cast<cuuint64_t>(x); };
+  const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
+  const int blocks_of_columns = kv.head_dim / kBoxColumns;
+  const cuuint64_t sizes[] = {kBoxColumns, count(kv.block_size), count(blocks_of_columns), count(kv.num_kv_heads),
+                              count(kv.num_blocks)};
+  const cuuint64_t strides[] = {bytes(kv.token_stride), bytes(kBoxColumns), bytes(kv.head_stride),
+                                bytes(kv.block_stride)};
+  const cuuint32_t box[] = {kBoxColumns, kBoxTokens, static_cast<cuuint32_t>(blocks_of_columns), 1, 1};
+  const cuuint32_t steps[] = {1, 1, 1, 1, 1};
+  const auto type = kv.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  BoxMap map;
+  const CUresult result =
+      encode_tiled()(&map, type, 5, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  PE_CHECK("paged_attention", result == CUDA_SUCCESS,
+           "cuTensorMapEncodeTiled failed with " + std::to_string(result) + " for a cache of " +
+               std::to_string(kv.num_blocks) + " blocks");
+  return map;
+}
+
+#endif
+
+inline KvMaps make_kv_maps(const PagedKV& kv) { return {make_box_map(kv, kv.k), make_box_map(kv, kv.v)}; }
+
+}  // namespace pe::cuda::attention
