@@ -33,11 +33,13 @@ struct Sequence {
 // One batch on the device: cache, block tables, queries.
 class Batch {
  public:
-  Batch(Heads heads, std::vector<Sequence> sequences)
+  // The block tables of all sequences begin with the same `num_shared` tokens, whole blocks of them.
+  Batch(Heads heads, std::vector<Sequence> sequences, int num_shared)
       : heads_(heads),
         sequences_(std::move(sequences)),
+        num_shared_(num_shared),
         layers_(std::clamp<int>(static_cast<int>(kKvBytes / kv_bytes()), 1, 32)),
-        kv_(num_blocks(sequences_) * block_elements() * 2 * layers_, DType::kBF16, 3),
+        kv_(num_blocks() * block_elements() * 2 * layers_, DType::kBF16, 3),
         q_(num_tokens() * heads.num_heads * heads.head_dim, DType::kBF16, 5),
         out_(q_.bytes()),
         table_(make_table()),
@@ -52,7 +54,7 @@ class Batch {
     p.out = out_.data(), p.q = q_.data();
     p.out_head_stride = p.q_head_stride = heads_.head_dim;
     p.out_token_stride = p.q_token_stride = static_cast<int64_t>(heads_.num_heads) * heads_.head_dim;
-    p.kv = view(static_cast<uint16_t*>(kv_.data()) + layer * 2 * block_elements(), num_blocks(sequences_), layers_);
+    p.kv = view(static_cast<uint16_t*>(kv_.data()) + layer * 2 * block_elements(), num_blocks(), layers_);
     p.block_tables = table_.data(), p.block_table_stride = max_blocks();
     p.query_start = query_start_.data(), p.seq_lens = seq_lens_.data();
     p.num_seqs = static_cast<int64_t>(sequences_.size()), p.num_tokens = num_tokens();
@@ -61,9 +63,9 @@ class Batch {
     return p;
   }
 
-  double bytes() const {  // every key and value once, q and out once
-    double keys = 0;
-    for (const Sequence& s : sequences_) keys += s.seq_len;
+  double bytes() const {  // every key and value once, shared ones too, q and out once
+    double keys = num_shared_;
+    for (const Sequence& s : sequences_) keys += s.seq_len - num_shared_;
     return keys * heads_.num_kv_heads * heads_.head_dim * 2 * 2 + 2.0 * q_.bytes();
   }
   double flops() const {
@@ -86,9 +88,10 @@ class Batch {
  private:
   int64_t block_elements() const { return static_cast<int64_t>(heads_.num_kv_heads) * kBlockSize * heads_.head_dim; }
   static int blocks_of(const Sequence& s) { return pe::div_ceil(s.seq_len, kBlockSize); }
-  static int64_t num_blocks(const std::vector<Sequence>& sequences) {
-    int64_t sum = 0;
-    for (const Sequence& s : sequences) sum += blocks_of(s);
+  int64_t num_blocks() const {
+    const int64_t shared = num_shared_ / kBlockSize;
+    int64_t sum = shared;
+    for (const Sequence& s : sequences_) sum += blocks_of(s) - shared;
     return sum;
   }
   int64_t num_tokens() const {
@@ -103,7 +106,7 @@ class Batch {
   }
   int max_blocks() const { return pe::div_ceil(max_seq_len(), kBlockSize); }
 
-  double kv_bytes() const { return 4.0 * static_cast<double>(num_blocks(sequences_) * block_elements()); }
+  double kv_bytes() const { return 4.0 * static_cast<double>(num_blocks() * block_elements()); }
 
   // A block is the K, then the V of one layer after the other, each [head][token][d].
   pe::PagedKV view(void* data, int64_t blocks, int layers) const {
@@ -118,14 +121,15 @@ class Batch {
   }
 
   std::vector<int32_t> make_table() const {
-    std::vector<int32_t> blocks(num_blocks(sequences_));
+    std::vector<int32_t> blocks(num_blocks());
     for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
     Random random(7);
     for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random.below(i)]);
     std::vector<int32_t> table(sequences_.size() * max_blocks(), -1);
     size_t next = 0;
     for (size_t s = 0; s < sequences_.size(); ++s)
-      for (int b = 0; b < blocks_of(sequences_[s]); ++b) table[s * max_blocks() + b] = blocks[next++];
+      for (int b = 0; b < blocks_of(sequences_[s]); ++b)
+        table[s * max_blocks() + b] = s > 0 && b < num_shared_ / kBlockSize ? table[b] : blocks[next++];
     return table;
   }
   std::vector<int32_t> make_query_start() const {
@@ -184,16 +188,17 @@ class Batch {
   static constexpr double kKvBytes = 512 << 20;
   Heads heads_;
   std::vector<Sequence> sequences_;
+  int num_shared_;
   int layers_;
   RandomTensor kv_, q_;
   DeviceMemory out_;
   DeviceVector<int32_t> table_, query_start_, seq_lens_;
 };
 
-void bench_batch(Report& report, const Gpu& gpu, const std::string& name, Heads heads,
-                 std::vector<Sequence> sequences) {
+void bench_batch(Report& report, const Gpu& gpu, const std::string& name, Heads heads, std::vector<Sequence> sequences,
+                 int num_shared = 0) {
   if (!report.wants(name)) return;
-  Batch batch(heads, std::move(sequences));
+  Batch batch(heads, std::move(sequences), num_shared);
   const pe::PagedAttentionParams p = batch.params();
   DeviceMemory plan(pe::cuda::attention_plan_bytes(p)), workspace(pe::cuda::attention_workspace_bytes(p));
   plan.poison(), workspace.poison();
@@ -229,6 +234,14 @@ void prefill(Report& report, const Gpu& gpu, Heads heads, int num_seqs, int num_
               heads, std::vector<Sequence>(num_seqs, {num_queries, seq_len}));
 }
 
+// Sequences that begin with the same tokens.
+void shared_decode(Report& report, const Gpu& gpu, Heads heads, int num_seqs, int num_shared, int num_own) {
+  bench_batch(report, gpu,
+              std::string("paged_decode bf16 ") + heads.name + " S" + std::to_string(num_seqs) + " L" +
+                  std::to_string(num_shared) + " shared + " + std::to_string(num_own) + " bs16",
+              heads, std::vector<Sequence>(num_seqs, {1, num_shared + num_own}), num_shared);
+}
+
 void run(Report& report, const Gpu& gpu) {
   const int decodes[][2] = {{1, 1024},  {1, 16384},  {8, 4096},   {32, 1024}, {32, 8192},
                             {64, 2048}, {128, 1024}, {256, 1024}, {256, 2048}};
@@ -236,6 +249,10 @@ void run(Report& report, const Gpu& gpu) {
     if (!report.options().quick || d[0] * d[1] <= 40000) decode(report, gpu, kLlama, d[0], d[1]);
   }
   for (const int num_seqs : {1, 32, 256}) decode(report, gpu, kSmol, num_seqs, 1024);
+  const int shared_decodes[][3] = {{8, 1024, 192}, {32, 4096, 192}, {64, 1024, 512}, {512, 2048, 192}};
+  for (const auto& d : shared_decodes) {
+    if (!report.options().quick || d[0] <= 32) shared_decode(report, gpu, kLlama, d[0], d[1], d[2]);
+  }
   const int prefills[][3] = {{1, 1024, 1024}, {1, 2048, 2048}, {1, 4096, 4096}, {1, 8192, 8192}, {1, 16384, 16384},
                              {8, 1024, 1024}, {16, 512, 512},  {1, 512, 4096},  {1, 512, 16384}};
   for (const auto& f : prefills) {

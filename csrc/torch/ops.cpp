@@ -314,6 +314,24 @@ void check_heads(const Call& call, int64_t num_heads, int64_t num_kv_heads) {
   }
 }
 
+void set_block_tables(Call& call, const Tensor& block_tables, const MaybeTensor& table_rows, Dim& num_rows,
+                      Dim& max_blocks, Dim& num_seqs, PagedAttentionParams& p) {
+  const Arg tables = call.arg("block_tables", block_tables).shape({&num_rows, &max_blocks}).i32().rows();
+  p.block_tables = tables.data<int32_t>();
+  p.block_table_stride = tables.stride(0);
+  if (table_rows) {
+    p.table_rows = call.arg("table_rows", *table_rows).shape({&num_seqs}).i32().rows().data<int32_t>();
+  } else if (num_rows < num_seqs) {
+    call.fail("block_tables must have a row per sequence when there are no table_rows");
+  }
+}
+
+void check_table_room(const Call& call, int64_t max_seq_len, int64_t max_blocks, int64_t block_size) {
+  if (max_seq_len <= max_blocks * block_size) return;
+  call.fail("max_seq_len " + std::to_string(max_seq_len) + " does not fit into block tables of " +
+            std::to_string(max_blocks) + " blocks of " + std::to_string(block_size));
+}
+
 void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache,
                      const Tensor block_tables, const MaybeTensor table_rows, const Tensor query_start,
                      const Tensor seq_lens, int64_t max_seq_len, double scale, int64_t window, const MaybeTensor plan,
@@ -331,19 +349,11 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
     call.fail("q and the caches must have the same head_dim, got " + std::to_string(head_dim) + " and " +
               std::to_string(p.kv.head_dim));
   check_heads(call, num_heads, p.kv.num_kv_heads);
-  const Arg tables = call.arg("block_tables", block_tables).shape({&num_rows, &max_blocks}).i32().rows();
   p.seq_lens = call.arg("seq_lens", seq_lens).shape({&num_seqs}).i32().rows().data<int32_t>();
   starts.value = num_seqs + 1;
   p.query_start = call.arg("query_start", query_start).shape({&starts}).i32().rows().data<int32_t>();
-  if (table_rows) {
-    p.table_rows = call.arg("table_rows", *table_rows).shape({&num_seqs}).i32().rows().data<int32_t>();
-  } else if (num_rows < num_seqs) {
-    call.fail("block_tables must have a row per sequence when there are no table_rows");
-  }
-  if (max_seq_len > max_blocks * p.kv.block_size) {
-    call.fail("max_seq_len " + std::to_string(max_seq_len) + " does not fit into block tables of " +
-              std::to_string(max_blocks) + " blocks of " + std::to_string(p.kv.block_size));
-  }
+  set_block_tables(call, block_tables, table_rows, num_rows, max_blocks, num_seqs, p);
+  check_table_room(call, max_seq_len, max_blocks, p.kv.block_size);
   if (window < 0) call.fail("window must be 0 (none) or more, got " + std::to_string(window));
   p.out = out_arg.data<void>();
   p.q = q_arg.data<void>();
@@ -351,8 +361,6 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   p.out_head_stride = out_arg.stride(1);
   p.q_token_stride = q_arg.stride(0);
   p.q_head_stride = q_arg.stride(1);
-  p.block_tables = tables.data<int32_t>();
-  p.block_table_stride = tables.stride(0);
   p.num_seqs = num_seqs;
   p.num_tokens = num_tokens;
   p.num_heads = static_cast<int32_t>(num_heads);
@@ -387,11 +395,12 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   return p;
 }
 
-void attention_plan(const Tensor plan, const Tensor query_start, const Tensor seq_lens, int64_t num_tokens,
+void attention_plan(const Tensor plan, const Tensor block_tables, const MaybeTensor table_rows,
+                    const Tensor query_start, const Tensor seq_lens, int64_t block_size, int64_t num_tokens,
                     int64_t max_seq_len, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t window,
                     int64_t dtype) {
   Call call("attention_plan");
-  Dim num_seqs("num_seqs"), starts("num_seqs + 1");
+  Dim num_seqs("num_seqs"), starts("num_seqs + 1"), num_rows("num_rows"), max_blocks("max_blocks");
   const Workspace plan_bytes = call.arg("plan", plan).contiguous().aligned(256).bytes();
   const Arg lens = call.arg("seq_lens", seq_lens).shape({&num_seqs}).i32().rows();
   starts.value = num_seqs + 1;
@@ -399,6 +408,9 @@ void attention_plan(const Tensor plan, const Tensor query_start, const Tensor se
       attention_shape(call, num_seqs, num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype);
   p.query_start = call.arg("query_start", query_start).shape({&starts}).i32().rows().data<int32_t>();
   p.seq_lens = lens.data<int32_t>();
+  set_block_tables(call, block_tables, table_rows, num_rows, max_blocks, num_seqs, p);
+  p.kv.block_size = static_cast<int32_t>(block_size);
+  check_table_room(call, max_seq_len, max_blocks, p.kv.block_size);
   p.window = static_cast<int32_t>(window);
   if (call.on_cuda()) PE_ON_CUDA(call, cuda::attention_plan(p, plan_bytes, stream));
   (void)p, (void)plan_bytes;

@@ -38,9 +38,9 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
       "Tensor query_start, Tensor seq_lens, int max_seq_len, float scale, int window, Tensor? plan, Tensor(b!)? "
       "workspace, bool settled) -> ()");
   m.def(
-      "attention_plan(Tensor(a!) plan, Tensor query_start, Tensor seq_lens, int num_tokens, int max_seq_len, int "
-      "num_heads, "
-      "int num_kv_heads, int head_dim, int window, int dtype) -> ()");
+      "attention_plan(Tensor(a!) plan, Tensor block_tables, Tensor? table_rows, Tensor query_start, Tensor seq_lens, "
+      "int block_size, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int head_dim, int window, "
+      "int dtype) -> ()");
   m.def(
       "attention_buffer_bytes(int num_seqs, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int "
       "head_dim, "

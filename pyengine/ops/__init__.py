@@ -291,14 +291,26 @@ def make_attention_buffers(
 
 
 def attention_plan(
-    meta: AttentionMetadata, num_heads: int, num_kv_heads: int, head_dim: int, window: int, dtype: torch.dtype
+    meta: AttentionMetadata,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
 ) -> None:
-    """Fill ``meta.plan`` on the device: which CTA takes which chunks. Once per step; a no-op on the CPU."""
+    """Fill ``meta.plan`` on the device: which CTA takes which chunks, and which chunks are read for many sequences at
+    once because their block tables begin with the same blocks. Once per step, after its block tables are written; a
+    no-op on the CPU.
+    """
     if meta.query_start.is_cuda:
         _attention_plan(
             meta.plan,
+            meta.block_tables,
+            meta.table_rows,
             meta.query_start,
             meta.seq_lens,
+            block_size,
             meta.num_tokens,
             meta.max_seq_len,
             num_heads,

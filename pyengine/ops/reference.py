@@ -141,7 +141,13 @@ def make_attention_buffers(
 
 
 def attention_plan(
-    meta: AttentionMetadata, num_heads: int, num_kv_heads: int, head_dim: int, window: int, dtype: torch.dtype
+    meta: AttentionMetadata,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
 ) -> None:
     """The reference plans nothing."""
 

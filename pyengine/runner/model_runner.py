@@ -175,7 +175,8 @@ class ModelRunner:
             workspace=self._workspace,
         )
         config = self._config
-        ops.attention_plan(meta, config.num_heads, config.num_kv_heads, config.head_dim, window, self._dtype)
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        ops.attention_plan(meta, *heads, self._plan.block_size, window, self._dtype)
         return meta
 
 

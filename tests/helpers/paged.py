@@ -21,6 +21,12 @@ class PagedCase:
     meta: AttentionMetadata
     scale: float
 
+    def share_blocks(self, sequences: list[int], num_blocks: int) -> None:
+        """Lets the tables of ``sequences`` begin with the same physical blocks, those of the first of them."""
+        first, *others = self.meta.table_rows[sequences].tolist()
+        for row in others:
+            self.meta.block_tables[row, :num_blocks] = self.meta.block_tables[first, :num_blocks]
+
     @property
     def num_queries(self) -> int:
         return int(self.meta.query_start[-1])
@@ -28,7 +34,8 @@ class PagedCase:
     def attend(self, window: int = 0) -> Tensor:
         """The op's rows of live tokens."""
         num_heads, head_dim = self.q.shape[1:]
-        ops.attention_plan(self.meta, num_heads, self.k_cache.shape[1], head_dim, window, self.q.dtype)
+        num_kv_heads, block_size = self.k_cache.shape[1:3]
+        ops.attention_plan(self.meta, num_heads, num_kv_heads, head_dim, block_size, window, self.q.dtype)
         return ops.paged_attention(self.q, self.k_cache, self.v_cache, self.meta, self.scale, window)[
             : self.num_queries
         ]

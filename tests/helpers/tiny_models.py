@@ -112,7 +112,7 @@ class PagedRun:
         meta = ops.AttentionMetadata(
             self.block_tables, None, self._int32(query_start), seq_lens, num_tokens, max_seq_len, plan, workspace
         )
-        ops.attention_plan(meta, *heads, window, dtype)
+        ops.attention_plan(meta, *heads, BLOCK_SIZE, window, dtype)
         return meta
 
     def _int32(self, values: list[int]) -> torch.Tensor:

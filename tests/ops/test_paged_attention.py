@@ -147,6 +147,30 @@ def test_prompt_has_the_bits_of_short_steps(device, dtype, group, head_dim, wind
             assert same_bits(part, whole[begin + first : begin + last]), f"rows {first}..{last} of {seq_len} keys"
 
 
+def num_shared_rows(case: PagedCase) -> int:
+    """Rows whose shared chunks the plan has computed together: the tenth word of its header (args.h)."""
+    return int(case.meta.plan[:40].view(torch.int32)[9])
+
+
+@pytest.mark.parametrize("heads", [Heads(8, 2, 128), Heads(9, 3, 64), Heads(4, 4, 96)], ids=str)
+def test_sequences_that_share_blocks(device, dtype, heads):
+    """Two families of sequences whose tables begin with the same blocks, beside others: every row has the bits that it
+    has alone, whether the shared keys are read once or not."""
+    families = [(1, 1300 + 37 * i) for i in range(40)], [(1 + i % 2, 1700 + 90 * i) for i in range(24)]
+    case = paged_case([*families[0], (1, 900), (40, 1500), *families[1]], heads, dtype, device, num_padding=3)
+    case.share_blocks(list(range(40)), 1280 // BS)
+    case.share_blocks([41, *range(42, 66)], 1456 // BS)
+    whole = case.attend()
+    if device == "cuda":
+        num_rows = (40 + 24 + 12) * heads.num_heads // heads.num_kv_heads
+        assert num_shared_rows(case) == num_rows
+    assert_accurate(whole, *truth_and_plain(case, 0))
+    starts = case.meta.query_start.tolist()
+    for s in (0, 1, 39, 40, 41, 42, 43, 65):
+        part = alone(case, s, 0, starts[s + 1] - starts[s], device).attend()
+        assert same_bits(part, whole[starts[s] : starts[s + 1]]), f"sequence {s}"
+
+
 def test_threads_do_not_matter():
     case = paged_case(CASES["mixed"], Heads(), torch.bfloat16, "cpu")
     before, results = ops.num_threads(), []

@@ -23,9 +23,21 @@ using attention::Item;
 using attention::Plan;
 using test::Buffer;
 
+struct Segment {
+  int id, end;
+};
+// Keys and values up to each segment's end are those of the sequence `id` that it names, in the same physical blocks
+// where they fill them; behind the last they are the sequence's own.
 struct Seq {
   int id, len, num_queries;
+  std::vector<Segment> prefix = {};
 };
+int key_id(const Seq& s, int position) {
+  for (const Segment& segment : s.prefix) {
+    if (position < segment.end) return segment.id;
+  }
+  return s.id;
+}
 
 struct Shape {
   int num_heads = 4, num_kv_heads = 1, dim = 64, block_size = 16, window = 0;
@@ -121,6 +133,7 @@ class World {
       EXPECT(first == out_->bytes(), "a plan's second use gives other bits");
     }
     expect_rested(p, geometry, plan.data());
+    look_at_sharing(p, geometry, plan.data());
     EXPECT(plan.guards_intact() && work.guards_intact() && out_->guards_intact(), "wrote past its memory");
     EXPECT(out_->untouched(num_tokens_ * row_elements(), batch_.pad_tokens * row_elements()), "wrote to padding");
     return {out_->data(), out_->data() + num_tokens_ * row_elements()};
@@ -128,6 +141,8 @@ class World {
 
   int64_t row_elements() const { return int64_t{shape_.num_heads} * shape_.dim; }
   bool runs_twice = false;
+  // of the last run: rows that were gathered from sequences, the items that computed them, the most states of a group
+  int num_shared_rows = 0, num_shared_items = 0, num_shared_states = 0;
 
  private:
   int64_t num_seqs() const { return static_cast<int64_t>(batch_.seqs.size()) + batch_.pad_seqs; }
@@ -140,6 +155,16 @@ class World {
     bool rested = h.next_cta == 0 && h.next_warp == 0 && h.next_merge == 0 && h.num_done == 0;
     for (int i = 0; i < h.num_splits * shape_.num_kv_heads; ++i) rested = rested && plan.arrivals[i] == 0;
     EXPECT(rested, "a run leaves tickets or arrivals behind");
+  }
+
+  void look_at_sharing(const PagedAttentionParams& p, const Geometry& geometry, void* memory) {
+    Plan plan;
+    attention::lay_out(attention::plan_bounds(p, geometry), memory, &plan);
+    num_shared_rows = plan.header->num_shared_rows;
+    num_shared_items = num_shared_states = 0;
+    for (int i = 0; i < plan.header->num_cta_items; ++i) num_shared_items += plan.cta_items[i].shared >= 0;
+    for (int i = 0; i < num_shared_rows; ++i)
+      num_shared_states = std::max(num_shared_states, plan.groups[plan.shared_rows[i].group].num_states);
   }
 
   void fill(int64_t num_blocks) {
@@ -166,15 +191,22 @@ class World {
     for (int position = first_key; position < s.len; ++position) {
       int32_t& block = (*tables_)[(*rows_)[index] * max_blocks_ + position / shape_.block_size];
       if (block == 0x7fffffff) {
-        block = free_blocks.back();
-        free_blocks.pop_back();
+        const int number = position / shape_.block_size, begin = number * shape_.block_size;
+        const int owner = key_id(s, begin), last_owner = key_id(s, begin + shape_.block_size - 1);
+        int32_t fresh = -1;
+        int32_t& known = owner == last_owner && owner != s.id ? shared_blocks_[{owner, number}] : fresh;
+        if (known <= 0) {
+          known = free_blocks.back() + 1;  // 0: not yet known
+          free_blocks.pop_back();
+        }
+        block = known - 1;
       }
       for (int head = 0; head < shape_.num_kv_heads; ++head) {
         const int64_t at =
             block * p.kv.block_stride + head * p.kv.head_stride + position % shape_.block_size * p.kv.token_stride;
         for (int d = 0; d < shape_.dim; ++d) {
-          (*k_)[at + d] = from_float<T>(element(1, s.id, position, head, d));
-          (*v_)[at + d] = from_float<T>(element(2, s.id, position, head, d));
+          (*k_)[at + d] = from_float<T>(element(1, key_id(s, position), position, head, d));
+          (*v_)[at + d] = from_float<T>(element(2, key_id(s, position), position, head, d));
         }
       }
     }
@@ -193,6 +225,7 @@ class World {
   int64_t num_tokens_ = 0, max_blocks_ = 0, num_blocks_ = 0;
   std::unique_ptr<Buffer<T>> q_, out_, k_, v_;
   std::unique_ptr<Buffer<int32_t>> tables_, rows_, query_start_, seq_lens_;
+  std::map<std::pair<int, int>, int32_t> shared_blocks_;  // (sequence, number) -> block + 1
 };
 
 // ---- against double precision -------------------------------------------------------------------------------------
@@ -206,7 +239,7 @@ void check_row(const Shape& shape, const Seq& s, int position, int head, const T
   const std::vector<float> q = head_row<T>(0, s.id, position, head, shape.dim);
   std::vector<double> scores, acc(shape.dim, 0.0), size(shape.dim, 0.0);
   for (int key = first; key <= position; ++key) {
-    const std::vector<float> k = head_row<T>(1, s.id, key, kv_head, shape.dim);
+    const std::vector<float> k = head_row<T>(1, key_id(s, key), key, kv_head, shape.dim);
     double dot = 0;
     for (int d = 0; d < shape.dim; ++d) dot += double{q[d]} * k[d];
     scores.push_back(dot * kScale);
@@ -215,7 +248,7 @@ void check_row(const Shape& shape, const Seq& s, int position, int head, const T
   double sum = 0;
   for (int key = first; key <= position; ++key) {
     const double p = std::exp(scores[key - first] - most);
-    const std::vector<float> v = head_row<T>(2, s.id, key, kv_head, shape.dim);
+    const std::vector<float> v = head_row<T>(2, key_id(s, key), key, kv_head, shape.dim);
     sum += p;
     for (int d = 0; d < shape.dim; ++d) {
       acc[d] += p * v[d];
@@ -421,14 +454,15 @@ PlanFacts check_plan(const PlanCase& c) {
   Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
   attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
   EXPECT(memory.guards_intact(), "the plan wrote past its memory");
-  EXPECT(attention_workspace_bytes(p) <= size_t{96} << 20, "workspace of %zu bytes", attention_workspace_bytes(p));
+  EXPECT(attention_workspace_bytes(p) <= size_t{160} << 20, "workspace of %zu bytes", attention_workspace_bytes(p));
 
   Plan plan;
   const attention::PlanBounds bounds = attention::plan_bounds(p, geometry);
   attention::lay_out(bounds, memory.data(), &plan);
   const attention::Header& header = *plan.header;
   EXPECT(header.num_cta_items <= bounds.cta_items && header.num_warp_items <= bounds.warp_items &&
-             int64_t{header.num_splits} * c.num_kv_heads <= bounds.splits && header.num_merge_rows <= bounds.merge_rows,
+             int64_t{header.num_splits} * c.num_kv_heads <= bounds.arrivals && header.num_splits <= bounds.splits &&
+             header.num_merge_rows <= bounds.merge_rows,
          "lists longer than their bounds: %d %d %d %d", header.num_cta_items, header.num_warp_items, header.num_splits,
          header.num_merge_rows);
   int64_t chunks[2] = {0, 0};
@@ -530,6 +564,205 @@ void test_plan() {
   }
 }
 
+// ---- keys that sequences share ------------------------------------------------------------------------------------
+
+Geometry sharing(Geometry g) {
+  g.shares = true;
+  return g;
+}
+
+struct Shared {
+  int num_rows, num_items, num_states;
+};
+
+// With sharing and without: the same bits. Some rows are checked against double precision.
+template <typename T>
+Shared check_sharing(const Shape& shape, const Batch& batch, const Geometry& geometry) {
+  World<T> apart(shape, batch), together(shape, batch);
+  together.runs_twice = true;
+  const std::vector<T> expected = apart.run(geometry), out = together.run(sharing(geometry));
+  EXPECT(apart.num_shared_rows == 0, "nothing is shared where it is switched off");
+  int64_t token = 0;
+  for (const Seq& s : batch.seqs) {
+    const int64_t first = token * together.row_elements(), count = s.num_queries * together.row_elements();
+    EXPECT(std::memcmp(&out[first], &expected[first], count * sizeof(T)) == 0,
+           "sharing changes bits: sequence %d, len %d, queries %d", s.id, s.len, s.num_queries);
+    if (s.num_queries > 0 && s.id % 5 == 1)
+      check_row<T>(shape, s, s.len - s.num_queries, shape.num_heads - 1,
+                   &out[first + (shape.num_heads - 1) * shape.dim]);
+    token += s.num_queries;
+  }
+  return {together.num_shared_rows, together.num_shared_items, together.num_shared_states};
+}
+
+// `count` sequences, the first num_shared tokens of each from sequence `prefix`, then ragged lengths of their own.
+std::vector<Seq> family(int first_id, int count, int prefix, int num_shared, int own = 60, int num_queries = 1) {
+  std::vector<Seq> seqs;
+  for (int i = 0; i < count; ++i) {
+    seqs.push_back({first_id + i, num_shared + num_queries + i * 37 % own, num_queries, {{prefix, num_shared}}});
+  }
+  return seqs;
+}
+std::vector<Seq> operator+(std::vector<Seq> a, const std::vector<Seq>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+void test_sharing_groups() {
+  const Shape shape{4, 1, 64, 16, 0, false};
+  Shared shared = check_sharing<bf16>(shape, {family(1, 9, 900, 600), 1, 2}, ctas(2));
+  EXPECT(shared.num_rows == 36 && shared.num_items > 0, "one group: %d rows", shared.num_rows);
+  shared =
+      check_sharing<bf16>(shape, {family(1, 5, 900, 520) + family(20, 6, 901, 800) + family(40, 3, 902, 600)}, ctas(2));
+  EXPECT(shared.num_rows == 44, "two groups, a third is too small: %d rows", shared.num_rows);
+  shared = check_sharing<bf16>({8, 1, 64, 16, 0, false}, {family(1, 40, 900, 300, 500)}, ctas(3));
+  EXPECT(shared.num_rows == 320 && shared.num_items >= 3, "three tiles: %d items", shared.num_items);
+  // the first leader shares one chunk with all and the others share three: those are the group
+  std::vector<Seq> partial = {{90, 700, 1, {{900, 260}}}};
+  shared = check_sharing<bf16>(shape, {partial + family(1, 8, 900, 800) + family(60, 1, 900, 400)}, ctas(2));
+  EXPECT(shared.num_rows > 0, "partial overlap");
+  // a system prompt and two documents behind it
+  std::vector<Seq> documents = family(1, 7, 900, 900) + family(30, 6, 901, 1000);
+  for (Seq& s : documents) s.prefix.insert(s.prefix.begin(), {902, 272});
+  shared = check_sharing<bf16>(shape, {documents}, ctas(2));
+  EXPECT(shared.num_rows == 52, "both documents: %d rows", shared.num_rows);
+  // shorter than a chunk; equal contents in other blocks; a query inside the first chunk
+  EXPECT(check_sharing<bf16>(shape, {family(1, 9, 900, 250)}, ctas(1)).num_rows == 0, "no whole chunk");
+  EXPECT(check_sharing<bf16>({4, 1, 64, 16, 100, false}, {family(1, 9, 900, 600)}, ctas(1)).num_rows == 0, "window");
+  EXPECT(check_sharing<bf16>(shape, {family(1, 3, 900, 600)}, ctas(1)).num_rows == 0, "too few");
+  EXPECT(check_sharing<bf16>(shape, {family(1, 4, 900, 270)}, ctas(40)).num_rows == 0, "does not pay");
+}
+
+void test_sharing_steps() {
+  const Shape shape{4, 1, 64, 16, 0, false};
+  // beside prefill, of members too; drafts of several tokens; more rows than one warp's
+  const std::vector<Seq> prefill = {{70, 900, 70, {{900, 800}}}, {71, 90, 90}, {72, 0, 0}};
+  Shared shared = check_sharing<bf16>(shape, {prefill + family(1, 6, 900, 800) + family(20, 3, 903, 5), 1, 3}, ctas(3));
+  EXPECT(shared.num_rows == 24, "beside prefill: %d rows", shared.num_rows);
+  const std::vector<Seq> drafts = family(1, 5, 900, 600, 60, 3) + family(10, 5, 900, 600, 300, 6);
+  shared = check_sharing<bf16>(shape, {drafts + family(20, 4, 900, 600)}, ctas(2));
+  EXPECT(shared.num_rows == 4 * (15 + 30 + 4), "drafts: %d rows", shared.num_rows);
+  // a draft that begins inside the last shared chunk shares one less
+  check_sharing<bf16>(shape, {family(1, 6, 900, 800) + std::vector<Seq>{{9, 770, 4, {{900, 760}}}}}, ctas(2));
+  // all of the table is shared, the queries' own keys included
+  std::vector<Seq> copies;
+  for (int id = 1; id < 7; ++id) copies.push_back({id, 768, id % 4, {{900, 768}}});
+  shared = check_sharing<bf16>(shape, {copies}, ctas(1));
+  EXPECT(shared.num_rows == 4 * (1 + 2 + 3 + 1 + 2), "copies: %d rows", shared.num_rows);
+  // cut into pieces, with a state per chunk, on many CTAs; by CTAs; long tiles of their own, cut as well
+  shared = check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, ctas(8, deep_slots(64)));
+  EXPECT(shared.num_states > 1, "cut: %d states", shared.num_states);
+  check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, decoding_by_cta(8));
+  check_sharing<bf16>(shape, {family(1, 12, 900, 1300, 900)}, by_boxes(8));
+  check_sharing<bf16>(shape, {drafts + family(20, 4, 900, 600)}, by_boxes(1));
+  check_sharing<bf16>(shape, {family(1, 5, 900, 1300) + std::vector<Seq>{{50, 6000, 1, {{900, 1300}}}}}, ctas(3));
+  check_sharing<bf16>(shape, {family(1, 5, 900, 1300) + std::vector<Seq>{{50, 6000, 1, {{900, 1300}}}}},
+                      decoding_by_cta(3));
+  check_sharing<bf16>(shape, {prefill + family(1, 5, 900, 1300) + std::vector<Seq>{{50, 6000, 1, {{900, 1300}}}}},
+                      by_boxes(2));
+}
+
+void test_sharing_shapes() {
+  for (const int dim : {80, 96, 128, 256}) {
+    check_sharing<bf16>({4, 2, dim, 16, 0, false}, {family(1, 6, 900, 600)}, ctas(2, deep_slots(dim)));
+  }
+  check_sharing<f16>({8, 1, 128, 64, 0, true}, {family(1, 20, 900, 700)}, ctas(2));
+  check_sharing<f16>({3, 1, 64, 256, 0, true}, {family(1, 50, 900, 600)}, ctas(1));
+  check_sharing<bf16>({10, 2, 128, 32, 0, false}, {family(1, 15, 900, 600, 400)}, decoding_by_cta(2));
+  check_sharing<f16>({8, 2, 128, 16, 0, false}, {family(1, 20, 900, 700)}, by_boxes(2));
+  test::for_each_order([&] {
+    check_sharing<bf16>({4, 1, 64, 16, 0, false}, {family(1, 7, 900, 600) + family(20, 5, 901, 300)}, ctas(3));
+    check_sharing<bf16>({4, 1, 64, 16, 0, false}, {family(1, 7, 900, 600) + family(20, 5, 901, 300)}, by_boxes(2));
+  });
+}
+
+// A plan of sequences that share `shared` tokens in blocks of 16: lens of them, a query each.
+Shared check_shared_plan(const std::vector<int>& lens, int shared, int group, int num_kv_heads, int num_ctas) {
+  const auto num_seqs = static_cast<int64_t>(lens.size());
+  const int64_t stride = div_ceil(*std::max_element(lens.begin(), lens.end()), 16);
+  Buffer<int32_t> query_start(num_seqs + 1), seq_lens(num_seqs), tables(num_seqs * stride);
+  for (int64_t s = 0; s <= num_seqs; ++s) query_start[s] = static_cast<int32_t>(s);
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    seq_lens[s] = lens[s];
+    for (int64_t i = 0; i < stride; ++i)
+      tables[s * stride + i] = static_cast<int32_t>(i < shared / 16 ? i : s + 100000);
+  }
+  PagedAttentionParams p;
+  p.block_tables = tables.data();
+  p.block_table_stride = stride;
+  p.query_start = query_start.data();
+  p.seq_lens = seq_lens.data();
+  p.max_seq_len = static_cast<int32_t>(stride * 16);
+  p.num_seqs = p.num_tokens = num_seqs;
+  p.num_heads = group * num_kv_heads;
+  p.kv.num_kv_heads = num_kv_heads;
+  p.kv.head_dim = 128;
+  const Geometry geometry = sharing(ctas(num_ctas));
+  Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
+  attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
+  EXPECT(memory.guards_intact(), "the plan wrote past its memory");
+  Plan plan;
+  attention::lay_out(attention::plan_bounds(p, geometry), memory.data(), &plan);
+  const attention::Header& header = *plan.header;
+
+  std::map<int, int> shared_until;  // by sequence
+  std::set<std::pair<int, int>> rows;
+  int num_states = 0;
+  for (int i = 0; i < header.num_shared_rows; ++i) {
+    const attention::SharedRow& row = plan.shared_rows[i];
+    const attention::Group& g = plan.groups[row.group];
+    EXPECT(rows.insert({row.token, row.head}).second && row.head < group, "a row is gathered twice");
+    EXPECT(i >= g.first_row && i < g.first_row + g.num_rows && g.num_chunks <= shared / kChunkTokens, "a row's group");
+    EXPECT(g.state >= attention::split_partial_rows(p) &&
+               g.state + int64_t{g.num_states} * g.num_rows <= attention::partial_rows(p),
+           "states past the workspace");
+    shared_until[row.token] = g.num_chunks;
+    num_states = std::max(num_states, g.num_states);
+  }
+  EXPECT(static_cast<int>(shared_until.size()) * group == header.num_shared_rows, "all rows of a sequence");
+  int64_t gathered = 0, own = 0;  // chunks x rows
+  for (int i = 0; i < header.num_cta_items; ++i) {
+    const Item& item = plan.cta_items[i];
+    const attention::Group& g = plan.groups[plan.shared_rows[item.shared].group];
+    gathered += int64_t{item.chunk_end - item.chunk_begin} *
+                std::min(attention::kCtaRows, g.first_row + g.num_rows - item.shared);
+    EXPECT(item.seq == g.leader && (item.folds != 0) == (item.chunk_begin == 0), "an item of a group");
+  }
+  for (int i = 0; i < header.num_warp_items; ++i) {
+    const Item& item = plan.warp_items[i];
+    own += int64_t{item.chunk_end - item.chunk_begin} * group;
+    EXPECT((item.shared >= 0) == (shared_until.count(item.seq) != 0), "who goes on from shared chunks");
+    if (item.shared >= 0) EXPECT(plan.shared_rows[item.shared].token == item.seq, "from its own rows");
+    EXPECT(item.folds == 0 || item.chunk_begin == (item.shared >= 0 ? shared_until[item.seq] : 0), "own chunks");
+  }
+  int64_t all = 0;
+  for (const int len : lens) all += div_ceil(len, kChunkTokens) * group;
+  EXPECT(gathered + own == all, "chunks x rows: %d shared, %d own of %d", static_cast<int>(gathered),
+         static_cast<int>(own), static_cast<int>(all));
+  return {header.num_shared_rows, header.num_cta_items, num_states};
+}
+
+void test_shared_plan() {
+  Shared plan = check_shared_plan(std::vector<int>(512, 2048 + 192), 2048, 4, 8, 132);
+  EXPECT(plan.num_rows == 2048 && plan.num_items == 16 && plan.num_states == 1, "512 sequences: 16 whole tiles");
+  plan = check_shared_plan(std::vector<int>(8, 4096), 4000, 4, 8, 132);
+  EXPECT(plan.num_items >= 6, "few sequences: their chunks go round the SMs, %d pieces", plan.num_items);
+  // 33 KB of partial results per row: room for 2016 rows. With few rows left over, tiles stay whole.
+  EXPECT(check_shared_plan(std::vector<int>(504, 2200), 2048, 4, 64, 132).num_rows == 2016, "just fits");
+  EXPECT(check_shared_plan(std::vector<int>(505, 2200), 2048, 4, 64, 132).num_rows == 0, "no room, no sharing");
+  EXPECT(check_shared_plan(std::vector<int>(32, 40000), 39000, 4, 64, 132).num_states <= 15, "states as there is room");
+  test::Random random(5);
+  for (int i = 0; i < 20; ++i) {
+    const int shared = static_cast<int>(random.below(6000));
+    std::vector<int> lens;
+    for (int64_t n = 1 + random.below(300); n > 0; --n)
+      lens.push_back(
+          static_cast<int>(1 + random.below(4) * shared / 3 + random.below(random.below(9) == 0 ? 9000 : 400)));
+    check_shared_plan(lens, shared, static_cast<int>(1 + random.below(8)), static_cast<int>(1 + random.below(8)),
+                      static_cast<int>(1 + random.below(140)));
+  }
+}
+
 // ---- errors -------------------------------------------------------------------------------------------------------
 
 void test_errors() {
@@ -577,6 +810,10 @@ int main() {
   test_same_bits<bf16>({8, 1, 128, 16, 0, false}, 290);
   test_same_bits<bf16>({4, 1, 64, 16, 100, false}, 400);
   test_orders_and_geometry();
+  test_shared_plan();
+  test_sharing_groups();
+  test_sharing_steps();
+  test_sharing_shapes();
   test_public_entry();
   return pe::test::report("paged_attention");
 }

@@ -132,18 +132,6 @@ __device__ __forceinline__ void arrive(const RunArgs& args, const Job& job) {
   atomicAdd(&args.plan.arrivals[job.item.split * args.num_kv_heads + job.kv_head], 1u);
 }
 
-// The tickets of merges follow those of all pieces, so whoever waits here waits for warps that run.
-__device__ __forceinline__ void wait_for_pieces(const uint32_t* arrivals, uint32_t num_pieces) {
-  for (;;) {
-    uint32_t count = 0;
-    if (lane_id() == 0) count = *static_cast<const volatile uint32_t*>(arrivals);
-    if (__shfl_sync(kFullMask, count, 0) >= num_pieces) break;
-    __nanosleep(64);
-  }
-  __threadfence();
-  __syncwarp();
-}
-
 template <typename T, int kDim>
 __device__ __forceinline__ void run_merge(const RunArgs& args, const MergeRow& row, int kv_head) {
   const Split split = args.plan.splits[row.split];

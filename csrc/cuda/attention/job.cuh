@@ -8,8 +8,7 @@
 // Everything here is equal in all lanes, so it lives in shared memory, once per warp: at head_dim 128 the two
 // accumulators, the scores and q leave the registers no room for it.
 #pragma once
-#include "cuda/attention/args.h"
-#include "cuda/attention/softmax.cuh"
+#include "cuda/attention/shared_states.cuh"
 
 namespace pe::cuda::attention {
 
@@ -30,6 +29,8 @@ struct Job {
   KeyRange first, last;             // what this warp's first and last row see
   KeyRange keys;                    // what any row of the item sees: all that is read
   TileRange tiles;                  // of the item's chunks, those with such keys
+  int state_rows;                   // partial rows from one state of a row to its next
+  int gathered;  // this warp's first row in Plan::shared_rows where the item gathers rows of many sequences, else -1
   int64_t table_offset, head_offset;
 };
 static_assert(sizeof(Job) <= kJobBytes, "room in shared memory");
@@ -38,6 +39,15 @@ __device__ __forceinline__ KeyRange keys_of_row(int first_position, int row, con
   const int position = first_position + row / args.group;
   const int begin = args.window == 0 ? 0 : position - args.window + 1;
   return {begin > 0 ? begin : 0, position + 1};
+}
+
+__device__ __forceinline__ void finish_job(const RunArgs& args, Job& j, Job* job) {
+  const int seq = j.item.seq, table_row = args.table_rows == nullptr ? seq : args.table_rows[seq];
+  j.table_offset = table_row * args.block_table_stride;
+  j.head_offset = j.kv_head * args.head_stride;
+  __syncwarp();  // nobody reads the last job any more
+  if (lane_id() == 0) *job = j;
+  __syncwarp();
 }
 
 // Writes the job of one warp of an item: rows [row_in_tile, row_in_tile + 16) of its tile. All lanes call.
@@ -59,12 +69,28 @@ __device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, i
             keys_of_row(j.first_position, item.first_row + j.tile_rows - 1, args).end};
   j.tiles = {max(item.chunk_begin * kChunkTiles, j.keys.begin / kTileTokens),
              min(item.chunk_end * kChunkTiles, div_ceil(j.keys.end, kTileTokens))};
-  const int table_row = args.table_rows == nullptr ? item.seq : args.table_rows[item.seq];
-  j.table_offset = table_row * args.block_table_stride;
-  j.head_offset = kv_head * args.head_stride;
-  __syncwarp();  // nobody reads the last job any more
-  if (lane_id() == 0) *job = j;
-  __syncwarp();
+  j.state_rows = j.tile_rows;
+  j.gathered = -1;
+  finish_job(args, j, job);
+}
+
+// The same for an item whose rows are gathered from the sequences of a group; each sees all keys of its chunks.
+__device__ __forceinline__ void set_gathered_job(const RunArgs& args, const Item& item, int kv_head, int row_in_tile,
+                                                 Job* job) {
+  const Group group = args.plan.groups[args.plan.shared_rows[item.shared].group];
+  Job j;
+  j.item = item;
+  j.kv_head = kv_head;
+  j.query_begin = j.first_position = 0;  // of no one sequence
+  j.tile_rows = min(kCtaRows, group.first_row + group.num_rows - item.shared);
+  j.row_in_tile = row_in_tile;
+  j.first_row = 0;
+  j.num_rows = max(0, min(kWarpRows, j.tile_rows - row_in_tile));
+  j.first = j.last = j.keys = {0, item.chunk_end * kChunkTokens};
+  j.tiles = {item.chunk_begin * kChunkTiles, item.chunk_end * kChunkTiles};
+  j.state_rows = group.num_rows;
+  j.gathered = item.shared + row_in_tile;
+  finish_job(args, j, job);
 }
 
 // Some row of the warp sees some key of [token, token + 64).
@@ -80,8 +106,7 @@ __device__ __forceinline__ bool holds_keys(const Job& job, int token, int count)
   return token < job.keys.end && token + count > job.keys.begin;
 }
 
-// Row of the warp that this lane holds as its row i, and whether it exists.
-__device__ __forceinline__ int lane_row(int i) { return lane_id() / 4 + 8 * i; }
+// Whether this lane's row i exists.
 __device__ __forceinline__ bool has_row(const Job& job, int i) { return lane_row(i) < job.num_rows; }
 
 template <int kHalves, int kCols>
@@ -100,15 +125,20 @@ __device__ __forceinline__ int64_t row_offset(const RunArgs& args, int query_beg
   return int64_t{query_begin + token} * token_stride + (int64_t{kv_head} * args.group + member) * head_stride;
 }
 
+// Where a row of the warp begins in q.
+__device__ __forceinline__ int64_t query_offset(const RunArgs& args, const Job& job, int row) {
+  if (job.gathered >= 0) return gathered_offset(args, job.gathered + row, job.kv_head);
+  return row_offset(args, job.query_begin, job.first_row + row, job.kv_head, args.q_token_stride, args.q_head_stride);
+}
+
 // Rows that do not exist are zeros: their scores are finite, and nobody reads their results.
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void load_queries(const RunArgs& args, const Job& job, uint32_t (&q)[kDim / 16][4]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const bool exists = i < kHalves && has_row(job, i);
-    const int64_t offset = row_offset(args, job.query_begin, job.first_row + lane_row(i), job.kv_head,
-                                      args.q_token_stride, args.q_head_stride);
-    const auto* from = reinterpret_cast<const uint32_t*>(static_cast<const T*>(args.q) + (exists ? offset : 0));
+    const int64_t offset = exists ? query_offset(args, job, lane_row(i)) : 0;
+    const auto* from = reinterpret_cast<const uint32_t*>(static_cast<const T*>(args.q) + offset);
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       const int pair = 8 * k + lane_id() % 4;
@@ -144,7 +174,7 @@ __device__ __forceinline__ void store_partial(const RunArgs& args, const Job& jo
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {
     if (!has_row(job, i)) continue;
-    const int64_t row = job.item.state + int64_t{index} * job.tile_rows + job.row_in_tile + lane_row(i);
+    const int64_t row = job.item.state + int64_t{index} * job.state_rows + job.row_in_tile + lane_row(i);
     const int64_t at = row * args.num_kv_heads + job.kv_head;
     auto* acc = reinterpret_cast<float2*>(args.partial_acc + at * kDim + column);
     if (column == 0 && lane_id() % 4 == 0)
@@ -168,11 +198,14 @@ __device__ __forceinline__ void keep_chunk(const RunArgs& args, const Job& job, 
     store_partial<kDim>(args, job, chunk_index - job.item.chunk_begin, chunk, column);
   }
 }
-// Then the next one begins.
+// Then the next one begins. A tile's first chunk goes on from those that its sequence shares with others.
 template <int kDim, int kCols, int kHalves>
 __device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
                                           RowState<kCols, kHalves>& chunk, RowState<kCols, kHalves>& running,
                                           int column = 0) {
+  const Item& item = job.item;
+  if (item.shared >= 0 && item.folds != 0 && job.gathered < 0 && chunk_index == item.chunk_begin)
+    go_on_from_shared<kDim>(args, item.shared, job.num_rows, job.kv_head, column, running);
   keep_chunk<kDim>(args, job, chunk_index, chunk, running, column);
   chunk.clear();
 }

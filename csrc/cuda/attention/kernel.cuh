@@ -4,7 +4,8 @@
 // grid: SMs · block 256 = 8 warps · smem: 205 KiB (deep rings) or 69 KiB at D = 128 · 1 CTA/SM
 // traffic and floors: decode.cuh (HBM-bound), prefill.cuh and prefill_wgmma.cuh (bound by the tensor cores)
 //
-// Each CTA takes prefill items (128 rows) until none is left, then decode items (16 rows): one after the other with all
+// Each CTA takes items of 128 rows (of prefill, or gathered from sequences that begin with the same keys, see
+// shared_prefix.cuh) until none is left, then decode items (16 rows): one after the other with all
 // its warps, or each warp by itself, as the plan has decided. Then its warps take rows to merge. All by ticket, in the
 // plan's order: prefill and decode of a mixed step share the GPU without a second launch, and the empty part of a step
 // costs one look at the header. The last CTA to leave resets the tickets, so that the next layer finds the plan as it
@@ -56,8 +57,13 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     __syncthreads();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
-    set_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads, kCtaRows,
-            warp_id() * kWarpRows, memory.job);
+    const Item& item = args.plan.cta_items[ticket / args.num_kv_heads];
+    const int kv_head = ticket % args.num_kv_heads, row = warp_id() * kWarpRows;
+    if (item.shared < 0) {
+      set_job(args, item, kv_head, kCtaRows, row, memory.job);
+    } else {
+      set_gathered_job(args, item, kv_head, row, memory.job);
+    }
     run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();

@@ -58,6 +58,16 @@ void check_strides(const char* name, const void* data, std::initializer_list<int
   for (const int64_t stride : strides) check_aligned16(kOp, name, data, stride, dtype);
 }
 
+void check_block_size(int size) {
+  PE_CHECK(kOp, size >= 16 && size <= 256 && (size & (size - 1)) == 0,
+           "block_size must be a power of two in 16 .. 256, got " + std::to_string(size));
+}
+int log2_of(int power) {
+  int log = 0;
+  while ((1 << log) < power) ++log;
+  return log;
+}
+
 void check_params(const PagedAttentionParams& p) {
   check_shape(p);
   PE_CHECK(kOp, p.dtype == DType::kBF16 || p.dtype == DType::kF16,
@@ -65,9 +75,7 @@ void check_params(const PagedAttentionParams& p) {
   PE_CHECK(
       kOp, p.kv.dtype == p.dtype,
       std::string("q is ") + name_of(p.dtype) + " but the cache is " + name_of(p.kv.dtype) + "; they must be equal");
-  const int size = p.kv.block_size;
-  PE_CHECK(kOp, size >= 16 && size <= 256 && (size & (size - 1)) == 0,
-           "block_size must be a power of two in 16 .. 256, got " + std::to_string(size));
+  check_block_size(p.kv.block_size);
   PE_CHECK(kOp, p.scale > 0 && std::isfinite(p.scale), "scale must be positive, got " + std::to_string(p.scale));
   check_strides("q", p.q, {p.q_token_stride, p.q_head_stride}, p.dtype);
   check_strides("out", p.out, {p.out_token_stride, p.out_head_stride}, p.dtype);
@@ -133,7 +141,7 @@ Geometry device_geometry(const PagedAttentionParams& p) {
   const auto fits = [&](size_t bytes) { return bytes != 0 && static_cast<size_t>(d.smem_bytes) >= bytes; };
   const bool by_cta = fits(head_dim.by_cta_smem_bytes);
   const bool by_boxes = d.has_copy_engine && fits(head_dim.by_boxes_smem_bytes);
-  return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, by_cta, by_boxes};
+  return {d.num_sms, deep ? head_dim.deep_slots : kShallowSlots, kAllResident, by_cta, by_boxes, true};
 }
 
 Plan open_plan(const PagedAttentionParams& p, const Geometry& geometry, const Workspace& w) {
@@ -165,7 +173,7 @@ RunArgs run_args(const PagedAttentionParams& p, const Geometry& geometry, const 
   a.head_stride = p.kv.head_stride;
   a.token_stride = p.kv.token_stride;
   a.block_table_stride = p.block_table_stride;
-  while ((1 << a.block_shift) < p.kv.block_size) ++a.block_shift;
+  a.block_shift = log2_of(p.kv.block_size);
   a.group = p.num_heads / p.kv.num_kv_heads;
   a.num_kv_heads = p.kv.num_kv_heads;
   a.window = p.window;
@@ -187,17 +195,24 @@ size_t plan_bytes(const PagedAttentionParams& p, const Geometry& geometry) {
 
 void plan(const PagedAttentionParams& p, const Geometry& geometry, Workspace w, Stream stream) {
   check_shape(p);
+  check_block_size(p.kv.block_size);
   PlanArgs a{};
   a.plan = open_plan(p, geometry, w);
   a.query_start = p.query_start;
   a.seq_lens = p.seq_lens;
-  a.num_partial_rows = partial_rows(p);
+  a.block_tables = p.block_tables;
+  a.table_rows = p.table_rows;
+  a.block_table_stride = p.block_table_stride;
+  a.num_split_partial_rows = split_partial_rows(p);
+  a.num_shared_partial_rows = shared_partial_rows(p);
   a.num_seqs = static_cast<int32_t>(p.num_seqs);
   a.num_kv_heads = p.kv.num_kv_heads;
   a.group = p.num_heads / p.kv.num_kv_heads;
   a.window = p.window;
   a.num_ctas = geometry.num_ctas;
+  a.block_shift = log2_of(p.kv.block_size);
   a.by_cta = geometry.by_cta;
+  a.shares = geometry.shares && p.block_tables != nullptr && p.num_seqs >= kMinSharers;
   a.by_boxes = geometry.by_boxes;
   launch_overlapping(plan_kernel, dim3(1), dim3(kPlanThreads), 0, stream, "attention_plan", a);
 }

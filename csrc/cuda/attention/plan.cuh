@@ -2,18 +2,17 @@
 // The planner: turns query_start and seq_lens into lists of pieces, by the rules of schedule.cuh, in one block on the
 // device.
 //
-// Four passes with a barrier between them: list the tiles; cut those that are too long; count the pieces of each
-// length; write them, longest first. Inside one length the order is that of atomics, which no result depends on.
+// First the groups that share chunks (shared_prefix.cuh). Then four passes with a barrier between them: list the tiles;
+// cut those that are too long; count the pieces of each length; write them, longest first. Inside one length the order
+// is that of atomics, which no result depends on.
 #pragma once
-#include "cuda/attention/schedule.cuh"
+#include "cuda/attention/shared_prefix.cuh"
 #include "cuda/common/launch.cuh"
-#include "cuda/common/reduce.cuh"
 
 namespace pe::cuda::attention {
 
-constexpr int kPlanThreads = 256;
-
 struct PlanShared {
+  SharedPrefixes prefixes;
   int64_t scan[kPlanThreads / kWarpSize];
   unsigned long long chunks[2];  // index 0: on warps, 1: on CTAs, here and below
   int longest;                   // of the tiles on warps, in chunks
@@ -34,9 +33,13 @@ __device__ inline int list_tiles(const PlanArgs& args, PlanShared& shared) {
     const int num_tiles = tile_shape(num_queries * args.group).num_tiles;
     int64_t total = 0;
     const int64_t first = listed + block_exclusive_sum<kPlanThreads>(int64_t{num_tiles}, shared.scan, &total);
+    FoundGroup* const group = num_tiles > 0 ? group_of(args, shared.prefixes, seq) : nullptr;
+    const int num_shared_chunks = group == nullptr ? 0 : group->num_chunks;
+    const int first_shared = group == nullptr ? 0 : list_shared_rows(args, *group, seq, num_queries * args.group);
     int64_t chunks = 0;
     for (int i = 0; i < num_tiles; ++i) {
-      const Tile tile = make_tile(seq, i, num_queries, seq_len, args.group, args.window);
+      Tile tile = make_tile(seq, i, num_queries, seq_len, args.group, args.window, num_shared_chunks);
+      if (group != nullptr) tile.shared = first_shared + tile.first_row;
       chunks += tile.chunk_end - tile.chunk_begin;
       if (!tile.on_cta) atomicMax(&shared.longest, tile.chunk_end - tile.chunk_begin);
       args.plan.tiles[first + i] = tile;
@@ -44,6 +47,11 @@ __device__ inline int list_tiles(const PlanArgs& args, PlanShared& shared) {
     if (num_tiles > 0) atomicAdd(&shared.chunks[tile_shape(num_queries * args.group).on_cta], chunks);
     listed += total;
     __syncthreads();  // the scan's scratch is used again
+  }
+  const int index = static_cast<int>(threadIdx.x);
+  if (index < shared.prefixes.num_groups) {
+    const FoundGroup& group = shared.prefixes.groups[index];
+    atomicAdd(&shared.chunks[1], static_cast<unsigned long long>(group.num_chunks) * num_shared_tiles(group.num_rows));
   }
   return static_cast<int>(listed);
 }
@@ -56,7 +64,7 @@ __device__ inline void cut_tile(const PlanArgs& args, PlanShared& shared, Tile& 
   const int states = num_partial_states(num_chunks, pieces);
   const auto need = static_cast<unsigned long long>(states) * tile.num_rows;
   const unsigned long long state = atomicAdd(&shared.num_partial_rows, need);
-  if (state + need > static_cast<unsigned long long>(args.num_partial_rows)) return;
+  if (state + need > static_cast<unsigned long long>(args.num_split_partial_rows)) return;
   tile.num_pieces = pieces;
   tile.split = atomicAdd(&shared.num_splits, 1);
   args.plan.splits[tile.split] =
@@ -75,10 +83,12 @@ __device__ __forceinline__ void for_each_piece(const Tile& tile, Body body) {
 }
 
 __device__ inline Item make_item(const PlanArgs& args, const Tile& tile, int piece, int begin, int end) {
-  Item item{tile.seq, tile.first_row, tile.chunk_begin + begin, tile.chunk_begin + end, tile.split, 0, piece == 0, 0};
+  Item item{tile.seq,   tile.first_row, tile.chunk_begin + begin, tile.chunk_begin + end, tile.split, 0,
+            piece == 0, tile.shared};
   if (tile.split < 0) return item;
   const int first_state = piece == 0 ? 0 : 1 + begin - piece_cut(tile.chunk_end - tile.chunk_begin, tile.num_pieces, 1);
-  item.state = args.plan.splits[tile.split].state + first_state * tile.num_rows;
+  const Split& split = args.plan.splits[tile.split];
+  item.state = split.state + first_state * split.num_rows;
   return item;
 }
 
@@ -91,7 +101,7 @@ __device__ inline void place_buckets(PlanShared& shared) {
   if (lane_id() == kWarpSize - 1) shared.num_items[warp_id()] = through;
 }
 
-// query_start[S+1], seq_lens[S] -> the lists of args.h · grid 1 · block 256
+// query_start[S+1], seq_lens[S], table[S,MB] -> the lists of args.h · grid 1 · block 1024
 // traffic: 8 bytes per sequence and 100 per tile; some microseconds, once per step for all layers
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args) {
   static_assert(kNumBuckets == kWarpSize && kPlanThreads >= 2 * kWarpSize, "a lane per bucket, a warp per list");
@@ -102,17 +112,24 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   if (tid < 2) shared.chunks[tid] = 0;
   if (tid == 0) shared.num_partial_rows = shared.num_splits = shared.num_merge_rows = shared.longest = 0;
   if (tid < 2 * kNumBuckets) shared.buckets[tid / kNumBuckets][tid % kNumBuckets] = 0;
+  find_groups(args, shared.prefixes);
   __syncthreads();
 
-  const int num_tiles = list_tiles(args, shared);
+  const int num_seq_tiles = list_tiles(args, shared);
   __syncthreads();
   const PieceLimits limits =
       piece_limits(static_cast<int64_t>(shared.chunks[1]), static_cast<int64_t>(shared.chunks[0]), shared.longest,
                    args.num_kv_heads, args.num_ctas, args.by_cta, args.by_boxes);
+  const int num_tiles = num_seq_tiles + shared.prefixes.num_tiles;
+  list_shared_tiles(args, shared.prefixes,
+                    shared_piece_limit(static_cast<int64_t>(shared.chunks[1]), args.num_kv_heads, args.num_ctas,
+                                       decoders_per_cta(args.by_boxes), limits.cta),
+                    num_seq_tiles, &shared.num_splits);
+  __syncthreads();
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     Tile& tile = args.plan.tiles[i];
     const int limit = tile.on_cta ? limits.cta : limits.warp;
-    cut_tile(args, shared, tile, limit);
+    if (i < num_seq_tiles) cut_tile(args, shared, tile, limit);
     for_each_piece(tile, [&](int, int begin, int end) {
       atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit)], 1);
     });
@@ -132,8 +149,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   for (int i = tid; i < shared.num_splits * args.num_kv_heads; i += kPlanThreads) args.plan.arrivals[i] = 0;
   if (tid == 0) {
     *args.plan.header =
-        Header{shared.num_items[1],  shared.num_items[0], shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0,
-               limits.decodes_by_cta};
+        Header{shared.num_items[1],   shared.num_items[0],     shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0,
+               limits.decodes_by_cta, shared.prefixes.num_rows};
   }
 }
 

@@ -108,9 +108,10 @@ class StepRing {
   __device__ __forceinline__ void request_ahead(int step) {
     request(step + kStepsAhead, slot_ < kSteps - kStepsAhead ? slot_ + kStepsAhead : slot_ + kStepsAhead - kSteps);
   }
-  // Before leaving, best under the products: this warp's copies of step + 2 have arrived, later ones need not have.
+  // Under the products, before it asks for more: this warp's copies of step + 2 have arrived, later ones need not have.
+  // The fence may wait for all copies on their way, so those that it meets are a step old.
   __device__ __forceinline__ void settle() const {
-    cp_async_wait<kStepsAhead - 2>();
+    cp_async_wait<kStepsAhead - 3>();
     fence_for_wgmma();
   }
   // After the products of a step. Two barriers take turns, because a warpgroup may arrive for this step before
@@ -204,8 +205,8 @@ template <typename T, int kDim>
 __device__ __forceinline__ void only_copy(StepRing<T, kDim>& ring) {
   for (int step = 0; step < ring.num_tiles(); ++step) {
     ring.enter(step);
-    ring.request_ahead(step);
     ring.settle();
+    ring.request_ahead(step);
     ring.leave(step);
   }
 }
@@ -236,6 +237,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
 
   wgmma_fence();
   start_scores<T, kDim>(q, ring.keys(), scores);
+  ring.settle();
   ring.request_ahead(0);
   wgmma_wait<0>();
   hold(scores);
@@ -243,7 +245,6 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
   hide_unseen(args, job, plain, tile, scores);
   weigh_scores<2>(scores, args.scale_log2, chunk.max, chunk.sum, decay);  // no acc yet to rescale
   pack_weights<T, 2>(scores, weights);
-  ring.settle();
   ring.leave(0);
 
   const int num_tiles = ring.num_tiles();
@@ -252,6 +253,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
     wgmma_fence();
     start_scores<T, kDim>(q, ring.keys(), scores);
     start_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
+    ring.settle();
     ring.request_ahead(step);
 
     ++tile;
@@ -267,14 +269,16 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
     hide_unseen(args, job, plain, tile, scores);
     weigh_scores<2>(scores, args.scale_log2, max, sum, decay);
     compute_before_wait(fminf(sum[0], sum[1]));  // all of this runs under the product with v
-    ring.settle();
 
     wgmma_wait<0>();
     hold(chunk.acc);
     hold(weights);
     ring.leave(step);
-    if (begins) keep_chunk<kDim>(args, job, tile / kChunkTiles - 1, chunk, running);
-    rescale<kDim, 2>(decay, chunk.acc);
+    if (begins) {
+      keep_chunk<kDim>(args, job, tile / kChunkTiles - 1, chunk, running);  // what is in acc then, nobody looks at
+    } else {
+      rescale<kDim, 2>(decay, chunk.acc);
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       chunk.max[i] = max[i];

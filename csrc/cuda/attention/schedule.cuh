@@ -10,6 +10,10 @@
 // Why plan_bounds holds. Let T be all work in (chunks x kv heads), W <= 8 x CTAs, B >= T / W the longest piece. A tile
 // of n chunks is cut only if n > B, so per kv head fewer than T / heads / B <= W / heads tiles are cut, and cutting
 // adds at most as many pieces.
+//
+// The rows of groups (shared_prefix.cuh) are rows of sequences that are on warps, so they and the sequences on CTAs
+// make at most rows / 128 tiles and one more for each group and sequence. Their limit, too, is at least the average
+// load of a CTA by items on CTAs, so cutting them adds no more pieces than above.
 #pragma once
 #include "cuda/attention/args.h"
 #include "cuda/common/device.cuh"
@@ -26,7 +30,8 @@ __host__ __device__ inline TileShape tile_shape(int num_rows) {
   return {num_rows <= 0 ? 0 : (num_rows + rows - 1) / rows, rows, on_cta};
 }
 
-__host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, int seq_len, int group, int window) {
+__host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, int seq_len, int group, int window,
+                                          int num_shared_chunks = 0) {
   const int num_rows = num_queries * group;
   const TileShape shape = tile_shape(num_rows);
   Tile tile{};
@@ -38,10 +43,10 @@ __host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, i
   const int first_position = seq_len - num_queries + tile.first_row / group;
   const int last_position = seq_len - num_queries + (tile.first_row + tile.num_rows - 1) / group;
   const int first_key = window == 0 ? 0 : first_position - window + 1;
-  tile.chunk_begin = (first_key > 0 ? first_key : 0) / kChunkTokens;
+  tile.chunk_begin = num_shared_chunks > 0 ? num_shared_chunks : (first_key > 0 ? first_key : 0) / kChunkTokens;
   tile.chunk_end = (last_position > 0 ? last_position : 0) / kChunkTokens + 1;
   tile.num_pieces = 1;
-  tile.split = -1;
+  tile.split = tile.shared = -1;
   return tile;
 }
 
@@ -84,6 +89,39 @@ __host__ __device__ inline int num_partial_states(int num_chunks, int pieces) {
 __host__ __device__ inline int length_bucket(int num_chunks, int limit) {
   const int64_t from_below = static_cast<int64_t>(num_chunks) * kNumBuckets / (limit + 1);
   return from_below >= kNumBuckets ? 0 : kNumBuckets - 1 - static_cast<int>(from_below);
+}
+
+// ---- chunks that sequences share ----------------------------------------------------------------------------------
+
+// Leading chunks that a sequence may share: without a window, rows on warps, chunks of which each row sees every key
+// and after which it still has some of its own.
+__host__ __device__ inline int sharable_chunks(int num_queries, int seq_len, int group, int window) {
+  const int num_rows = num_queries * group;
+  if (window != 0 || num_rows <= 0 || tile_shape(num_rows).on_cta) return 0;
+  return (seq_len - num_queries) / kChunkTokens;
+}
+__host__ __device__ inline int num_shared_tiles(int num_rows) { return (num_rows + kCtaRows - 1) / kCtaRows; }
+// Chunks that are not read, of one kv head.
+__host__ __device__ inline int64_t saved_chunks(int num_warp_tiles, int num_rows, int num_chunks) {
+  return int64_t{num_warp_tiles - num_shared_tiles(num_rows)} * num_chunks;
+}
+__host__ __device__ inline bool sharing_pays(int64_t saved, int num_kv_heads, int num_ctas) {
+  return saved * num_kv_heads >= int64_t{kMinSavedChunks} * num_ctas;
+}
+// Longest piece of a group's tile. While it is computed, each decoder of the other CTAs has a chunk of its own to work
+// on, then it waits: so as many chunks are never too long, and more are not where all CTAs have as much to do.
+// cta_chunks: of one kv head, in tiles on CTAs, those of groups included.
+__host__ __device__ inline int shared_piece_limit(int64_t cta_chunks, int num_kv_heads, int num_ctas, int num_decoders,
+                                                  int cta_limit) {
+  const int load = at_least_one(cta_chunks * num_kv_heads * kCtaSlackNum, int64_t{num_ctas} * kCtaSlackDen);
+  const int limit = load > num_decoders ? load : num_decoders;
+  return limit < cta_limit ? limit : cta_limit;
+}
+// Pieces of a group's tile: as the limit asks, but at most max_states states (the more pieces, the more).
+__host__ __device__ inline int shared_pieces(int num_chunks, int limit, int64_t max_states) {
+  int pieces = (num_chunks + limit - 1) / limit;
+  while (pieces > 1 && num_partial_states(num_chunks, pieces) > max_states) --pieces;
+  return pieces;
 }
 
 }  // namespace pe::cuda::attention

@@ -114,8 +114,9 @@ constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
 // A piece of a decode is at most twice the average load of a warp: longer ones would keep the others waiting at the
-// end; shorter ones are merged more (32 x 8192 by pairs: 361 us whole, 386 in two pieces). Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together;
-// they do (also) where the longest tile is kLongTile times the average load of a warp.
+// end; shorter ones are merged more (32 x 8192 by pairs: 361 us whole, 386 in two pieces). Where CTAs decode, a piece
+// is at most a quarter of the average load of a CTA, so that they end together; they do (also) where the longest tile
+// is kLongTile times the average load of a warp.
 constexpr int kDecodeSlack = 2, kDecodePiecesPerCta = 4, kLongTile = 16;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
@@ -125,8 +126,16 @@ constexpr int kNumBuckets = 32;
 // Workers among which decodes are shared out.
 constexpr int decoders_per_cta(bool by_boxes) { return by_boxes ? kBoxPairs : kWarps; }
 
+// Sequences that begin with the same chunks read them once (shared_prefix.cuh) where at least kMinSharers do: a CTA's
+// chunk takes about as long as a warp's, and so few rows leave most of its products empty. And only where the step as a
+// whole is spared kMinSavedChunks chunks per CTA, 11 us of reading: what it costs is that members wait for the group.
+constexpr int kMinSharers = 4, kMinSavedChunks = 2;
+// Groups of a step: 1024 sequences in eights. And the rounds in which they are found: sequences that share less than
+// their group chose to share have another chance among themselves.
+constexpr int kMaxGroups = 128, kGroupRounds = 3;
+
 // Partial results: (max, sum, acc[head_dim]) in fp32 per row and chunk. Past this, tiles are worked on unsplit (slower,
-// same bits).
+// same bits). The same again for the chunks that groups share.
 constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
 
 }  // namespace pe::cuda::attention

@@ -50,8 +50,10 @@ void paged_attention(const PagedAttentionParams&);
 
 namespace cuda {
 // The plan is device memory of plan_bytes, written by attention_plan and read by paged_attention; it depends only on
-// query_start, seq_lens, the head counts and the window, so one plan serves all layers of equal shape. The workspace
-// holds the partial results of rows that more than one CTA works on; both sizes depend on the upper bounds alone.
+// query_start, seq_lens, the block tables, the block size, the head counts and the window, so one plan serves all
+// layers of equal shape. Where tables begin with the same blocks, their keys are read for many sequences at once;
+// without tables (null) a plan does not look for that. The workspace holds the partial results of rows that more than
+// one CTA works on; both sizes depend on the upper bounds alone.
 size_t attention_plan_bytes(const PagedAttentionParams&);
 size_t attention_workspace_bytes(const PagedAttentionParams&);
 void attention_plan(const PagedAttentionParams&, Workspace plan, Stream);
