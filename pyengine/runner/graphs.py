@@ -32,6 +32,10 @@ class EagerPass:
         """Capture the sizes that should be ready before the first request; returns how many."""
         return 0
 
+    def capture_next(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> bool:
+        """Capture one more size, for a moment without work; returns whether it did."""
+        return False
+
 
 class RecordedPass(EagerPass):
     """CPU: a program per batch size, recorded the first time a size comes. Sizes are few (up to max_num_seqs) and
@@ -54,10 +58,11 @@ class RecordedPass(EagerPass):
 
 
 class CudaGraphPass(EagerPass):
-    """GPU: CUDA graphs at sizes 1, 2, 4, 8, 16, ... in steps of 16, captured before the start for a few and else at
-    first use.
+    """GPU: CUDA graphs at sizes 1, 2, 4, 8, 16, ... in steps of 16: a few captured before the start, the others when
+    there is nothing to do, or at first use.
     """
 
+    SMALL = (1, 2, 4, 8)
     STEP = 16
     AHEAD = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -67,7 +72,7 @@ class CudaGraphPass(EagerPass):
         self._pool = torch.cuda.graph_pool_handle()
 
     def padded_size(self, num_seqs: int) -> int:
-        for size in (1, 2, 4, 8):
+        for size in self.SMALL:
             if num_seqs <= size:
                 return min(size, self._max_num_seqs)
         return min(-(-num_seqs // self.STEP) * self.STEP, self._max_num_seqs)
@@ -84,6 +89,14 @@ class CudaGraphPass(EagerPass):
         for size in reversed(sizes):  # the largest first: smaller graphs then fit into the pool it made
             self._graphs[size] = self._capture(make_batch(size), forward)
         return len(sizes)
+
+    def capture_next(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> bool:
+        largest = -(-self._max_num_seqs // self.STEP) * self.STEP
+        sizes = {self.padded_size(size) for size in (*self.SMALL, *range(self.STEP, largest + 1, self.STEP))}
+        missing = sizes - self._graphs.keys()
+        if missing:
+            self._graphs[max(missing)] = self._capture(make_batch(max(missing)), forward)
+        return bool(missing)
 
     def _capture(self, batch: InputBatch, forward: Forward) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         forward(batch)  # outside the graph once: algorithm choices and lazy initialisation must not happen inside

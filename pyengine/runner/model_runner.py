@@ -101,7 +101,15 @@ class ModelRunner:
     @torch.inference_mode()
     def warm_up(self) -> int:
         """Capture the passes that should be ready before the first request; returns how many."""
-        return self._graphs.capture_ahead(lambda size: self._state.apply(_idle_step(), size, size), self._forward)
+        return self._graphs.capture_ahead(self._idle_batch, self._forward)
+
+    @torch.inference_mode()
+    def capture_next(self) -> bool:
+        """Capture one more pass; returns whether there was one. Only while no step is in flight."""
+        return self._graphs.capture_next(self._idle_batch, self._forward)
+
+    def _idle_batch(self, size: int) -> InputBatch:
+        return self._state.apply(_idle_step(), size, size)
 
     @torch.inference_mode()
     def forward(self, step: StepInput) -> Pass:

@@ -76,7 +76,9 @@ def test_the_mean_is_that_of_the_last_states_of_all_beginnings(alone, make_engin
     engine = make_engine()
     for i in (0, 1, 4, 5, 7):
         prompt = _prompts()[i]
-        beginnings = [Request(str(n), prompt[:n], NOTHING, pooling=Pooling.LAST) for n in range(1, len(prompt) + 1)]
+        beginnings = [
+            Request(str(n), prompt[:n], NOTHING, pooling=Pooling.LAST) for n in range(1, len(prompt) + 1)
+        ]
         states = np.stack([_vector(each) for each in _run(engine, beginnings).values()]).astype(np.float64)
         np.testing.assert_allclose(_vector(alone[f"mean{i}"]), states.mean(0), rtol=1e-6, atol=1e-7)
 
