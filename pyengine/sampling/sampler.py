@@ -42,8 +42,8 @@ class LogprobTensors:
 
 @dataclass(frozen=True)
 class _RawRows:
-    """Raw logits float32 [num_wanted, vocab_size] of the batch rows ``indices`` (host), ``on_device`` int32; None there:
-    of all.
+    """Raw logits float32 [num_wanted, vocab_size] of the batch rows ``indices`` (host), ``on_device`` int32, where None
+    means all rows.
     """
 
     indices: np.ndarray

@@ -96,7 +96,9 @@ class GrammarFactory:
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
-        return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, self.vocab_size)), n_vocab=self.vocab_size)
+        wrapper = TokenizerWrapper(_Vocabulary(self._tokenizer, self.vocab_size))
+        ends = [token_id for token_id in self._tokenizer.eos_token_ids if token_id < self.vocab_size]
+        return LLTokenizer(wrapper, n_vocab=self.vocab_size, eos_token=ends or None)
 
     def masks(self, count: int) -> np.ndarray:
         """int32 [count, ceil(vocab_size / 32)], to be filled."""
