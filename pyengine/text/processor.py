@@ -32,8 +32,9 @@ from pyengine.text.fields import (
     TokenizeRequest,
 )
 from pyengine.text.generation import Generation
-from pyengine.text.hf_folder import has_tokenizer, read_pooling, read_sampling_defaults
+from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.message import MessageForm
+from pyengine.text.pooling import read_pooling
 from pyengine.text.reasoning import find_reasoning_format, starts_inside, thinking_before
 from pyengine.text.renamed import renamed
 from pyengine.text.responses import ResponsesRequest, parse_responses
@@ -75,19 +76,21 @@ def load_model_text(model: str | Path, tokenizer: str | Path | None = None, rand
     if random_weights and tokenizer is None and not has_tokenizer(Path(model)):
         return ModelText(make_byte_tokenizer(), warnings=[f"{model}: no tokenizer; text is taken as bytes"])
     loaded = load_tokenizer(tokenizer or model)
-    defaults, pooling = read_sampling_defaults(Path(model)), read_pooling(Path(model))
+    defaults = read_sampling_defaults(Path(model))
+    pooling, warnings = read_pooling(Path(model))
     try:
         SamplingParams(**defaults)
     except RequestError as error:
         raise ModelError(f"{Path(model) / 'generation_config.json'}: {error.message}") from None
     if loaded.chat_template is None:
-        return ModelText(loaded, sampling_defaults=defaults, pooling=pooling)
+        return ModelText(loaded, sampling_defaults=defaults, warnings=warnings, pooling=pooling)
     try:
         template = ChatTemplate(loaded.chat_template, loaded.facts.named_tokens)
     except ModelError as error:
         reason = f"this model's chat template cannot be used: {error}"
-        return ModelText(loaded, sampling_defaults=defaults, warnings=[reason], pooling=pooling, no_chat=reason)
-    return ModelText(loaded, template, defaults, self_check(template, loaded), pooling)
+        warnings = [*warnings, reason]
+        return ModelText(loaded, sampling_defaults=defaults, warnings=warnings, pooling=pooling, no_chat=reason)
+    return ModelText(loaded, template, defaults, [*warnings, *self_check(template, loaded)], pooling)
 
 
 class TextProcessor:
