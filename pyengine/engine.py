@@ -170,6 +170,14 @@ class Engine:
             time.sleep(GRAMMAR_WAIT_S)  # there is work, but none that can run: a grammar is being prepared
         return deltas + self.scheduler.take_failures()
 
+    def prepare(self) -> bool:
+        """Do a piece of what later steps would else have to, some tens of milliseconds; False when nothing is left.
+
+        For moments without work: nothing may be in flight.
+        """
+        assert self._inflight is None, "a step is in flight"
+        return self._runner.capture_next()
+
     def _retire(self) -> list[TokenDelta]:
         """Wait for the draw in flight, if any, and give its tokens to their sequences."""
         if self._inflight is None:
@@ -186,9 +194,7 @@ class Engine:
         constrained = self.scheduler.constrained_sequences()
         if not constrained:
             return None
-        masks = self._grammars.masks(len(constrained))
-        for i, (_, grammar) in enumerate(constrained):
-            grammar.fill_mask(masks, i)
+        masks = self._grammars.fill([grammar for _, grammar in constrained])
         return GrammarMasks(np.asarray([index for index, _ in constrained]), masks)
 
     def stats(self) -> Stats:

@@ -16,13 +16,14 @@ import sys
 import time
 import traceback
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
+from pyengine import cuda_driver
 from pyengine.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from pyengine.config import EngineConfig
-from pyengine.engine import Engine
 from pyengine.errors import PyengineError, RequestError
 from pyengine.process_age import process_age_s
 from pyengine.protocol import (
@@ -46,9 +47,13 @@ from pyengine.protocol import (
     encode,
 )
 
+if TYPE_CHECKING:
+    from pyengine.engine import Engine
+
 STATS_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.1
 IDLE_POLL_MS = 1000  # how soon a dead parent is noticed when idle
+PREPARE_AFTER_MS = 100  # of quiet; so that the next request rarely finds a preparation in its way
 PR_SET_PDEATHSIG = 1
 
 
@@ -117,6 +122,7 @@ class EngineLoop:
         self._num_received: dict[bytes, int] = defaultdict(int)  # requests decided on, by server
         self._server_of: dict[str, bytes] = {}  # live requests
         self._next_stats_s = 0.0
+        self._prepared = False  # whether there is nothing left to prepare
         self._handlers = {
             Hello: self._on_hello,
             Request: self._on_request,
@@ -129,10 +135,18 @@ class EngineLoop:
 
     def run(self) -> None:
         while not self.stopping:
-            for server, message in self._link.receive(0 if self._engine.has_work else IDLE_POLL_MS):
+            messages = self._link.receive(self._patience_ms())
+            for server, message in messages:
                 self._handlers[type(message)](server, message)
             if self._engine.has_work:
                 self._report(self._engine.step())
+            elif not messages and not self._prepared:
+                self._prepared = not self._engine.prepare()
+
+    def _patience_ms(self) -> int:
+        if self._engine.has_work:
+            return 0
+        return IDLE_POLL_MS if self._prepared else PREPARE_AFTER_MS
 
     def _on_hello(self, server: bytes, message: Hello) -> None:
         self._link.send(server, self.ready)
@@ -257,6 +271,9 @@ def main(argv: list[str]) -> int:
         print("usage: python -m pyengine.engine_proc ipc:///path/of/socket < config.json", file=sys.stderr)
         return 2
     _die_with_parent()
+    cuda_driver.wake()
+    from pyengine.engine import Engine  # torch: beside the driver
+
     imported_s = process_age_s()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN

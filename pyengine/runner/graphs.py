@@ -8,7 +8,6 @@ Same tokens either way: what is replayed are the very ops that ran when it was c
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
@@ -44,6 +43,10 @@ class EagerPass:
         """Capture the sizes that should be ready before the first request; returns how many."""
         return 0
 
+    def capture_next(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> bool:
+        """Capture one more size, for a moment without work; returns whether it did."""
+        return False
+
 
 class RecordedPass(EagerPass):
     """CPU: a program per batch size, recorded the first time a size comes. Sizes are few (up to max_num_seqs) and
@@ -68,13 +71,12 @@ class RecordedPass(EagerPass):
 class GraphPass(EagerPass):
     """GPU: graphs at sizes 1, 2, 4, 8, 16 and from there in steps of 16.
 
-    The powers of two and the largest size are captured before the start, and as many of the others as fit into
-    ``AHEAD_S``. Whatever is not ready by then runs in the next larger graph, padded, until it has been wanted ``OFTEN``
+    The powers of two and the largest size are captured before the start, the others while the engine has nothing to do.
+    Whatever is not ready when it is wanted runs in the next larger graph, padded, until it has been wanted ``OFTEN``
     times: a capture holds the host up for longer than many padded steps cost.
     """
 
     STEP = 16
-    AHEAD_S = 1.0
     OFTEN = 64
 
     def __init__(self, max_num_seqs: int, capture: Capture):
@@ -100,14 +102,19 @@ class GraphPass(EagerPass):
         return output
 
     def capture_ahead(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> int:
-        end_s = time.monotonic() + self.AHEAD_S
-        sizes = {self._size_for(n) for n in range(1, self._max_num_seqs + 1)}
-        first = {size for size in sizes if size & (size - 1) == 0} | {self._max_num_seqs}
-        # Of each the largest first: smaller graphs then fit into the memory that it took.
-        for size in (*sorted(first, reverse=True), *sorted(sizes - first, reverse=True)):
-            if size in first or time.monotonic() < end_s:
-                self._run_and_capture(make_batch(size), forward)
+        first = {size for size in self._sizes() if size & (size - 1) == 0} | {self._max_num_seqs}
+        for size in sorted(first, reverse=True):  # the largest first: smaller graphs then fit into its memory
+            self._run_and_capture(make_batch(size), forward)
         return len(self._graphs)
+
+    def capture_next(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> bool:
+        missing = self._sizes() - self._graphs.keys()
+        if missing:
+            self._run_and_capture(make_batch(max(missing)), forward)
+        return bool(missing)
+
+    def _sizes(self) -> set[int]:
+        return {self._size_for(n) for n in range(1, self._max_num_seqs + 1)}
 
     def _size_for(self, num_seqs: int) -> int:
         """Of the graph that fits best."""

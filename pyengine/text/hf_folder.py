@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.errors import ModelError
-from pyengine.protocol import Pooling
 from pyengine.text import bpe, spm
 from pyengine.text.tokenizer import Tokenizer, TokenizerFacts, unique_ids
 
@@ -97,12 +96,6 @@ def read_sampling_defaults(path: Path) -> dict[str, Any]:
         if isinstance(value, int if name == "top_k" else (int, float)) and not isinstance(value, bool):
             defaults[name] = value
     return defaults
-
-
-def read_pooling(path: Path) -> Pooling:
-    """How a sentence-transformers checkpoint pools (``1_Pooling/config.json``); the mean where nothing says."""
-    config = read_json(path / "1_Pooling" / "config.json") if path.is_dir() else {}
-    return Pooling.LAST if config.get("pooling_mode_lasttoken") is True else Pooling.MEAN
 
 
 def _text_of(token: object) -> str | None:
