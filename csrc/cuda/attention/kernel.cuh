@@ -42,6 +42,12 @@ __device__ __forceinline__ PairMemory<kDim> pair_memory(unsigned char* smem) {
   return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kDim>};
 }
 
+// The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
+__device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) {
+  if (args.spread && first) return static_cast<int>(blockIdx.x);
+  return static_cast<int>(atomicAdd(&tickets(args).next_cta, 1u) + (args.spread ? gridDim.x : 0));
+}
+
 template <typename T, int kDim>
 __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpMemory& memory) {
   for (bool first = true;; first = false) {
@@ -50,25 +56,18 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     __syncthreads();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
-    set_cta_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads,
-                warp_id() * kWarpRows, memory.job);
-    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    const Item& item = args.plan.cta_items[ticket / args.num_kv_heads];
+    const int kv_head = ticket % args.num_kv_heads, row = warp_id() * kWarpRows;
+    if (item.shared < 0) {
+      set_job(args, item, kv_head, kCtaRows, row, memory.job);
+    } else {
+      set_gathered_job(args, item, kv_head, row, memory.job);
+    }
+    run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);
   }
-}
-
-// By the fastest way this GPU has.
-template <typename T, int kDim>
-__device__ __forceinline__ void run_cta_items(const RunArgs& args, const KvMaps& maps, unsigned char* smem,
-                                              const WarpMemory& memory) {
-#if defined(PE_WGMMA)
-  if constexpr (kTakesBoxes<kDim>) {
-    if (args.by_boxes) return run_warpgroups<T, kDim>(args, maps, smem);
-  }
-#endif
-  run_cta_tickets<T, kDim>(args, memory);
 }
 
 // Without CTA items all warps start at once: their first tickets go round the SMs, so that few items do not crowd on
@@ -136,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   release_successor();  // its blocks then come to the SMs that find no work
   const bool pairs_alone = kTakesBoxes<kDim> && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
   if (!pairs_alone) wait_for_predecessor();
-  if (args.plan.header->num_cta_items > 0) run_cta_items<T, kDim>(args, maps, smem, memory);
+  if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<T, kDim>(args);
