@@ -76,7 +76,7 @@ constexpr Plan plan_of(const Shape& s, int tile) {
   Plan plan{tile, 1, s.m <= kShortRows && s.n * s.k * 2 <= kShortBytes ? kHalfRing : kFullRing};
   for (const int depth : kDepths) {
     const Plan deeper{tile, depth, plan.ring_bytes};
-    if (fitting_stages(s.m, deeper) >= kWantedStages) return deeper;
+    if (depth * kBoxK <= s.k && fitting_stages(s.m, deeper) >= kWantedStages) return deeper;
   }
   return plan;
 }
@@ -107,7 +107,8 @@ constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
   return kLaunchNs + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
 }
 
-// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md).
+// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere to 64 rows, and to 128 where k
+// is not long (llama's down took 47.9 us there, against 44.4).
 constexpr bool worthwhile(const Shape& s) { return s.m <= 64 || (s.m <= 128 && s.k <= 4096); }
 
 }  // namespace pe::cuda::stream
