@@ -43,7 +43,6 @@ struct LaunchConfig {
   Stream stream = nullptr;
   const char* op = "";   // named in errors
   bool overlap = false;  // see above
-  unsigned cluster = 1;  // sm_90: blocks of consecutive x that run together; divides grid.x
 };
 
 #if defined(PE_SIMT)
@@ -126,25 +125,16 @@ void launch(const LaunchConfig& config, void (*kernel)(Params...), Args&&... arg
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return;
   prefer_smem(config.op, reinterpret_cast<const void*>(kernel));
   allow_smem(config.op, reinterpret_cast<const void*>(kernel), config.smem_bytes);
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned num_attributes = 0;
-  if (config.overlap && tuning.overlap != 0 && can_overlap(config.op)) {
-    attributes[num_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[num_attributes++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (config.cluster > 1) {
-    attributes[num_attributes].id = cudaLaunchAttributeClusterDimension;
-    attributes[num_attributes].val.clusterDim.x = config.cluster;
-    attributes[num_attributes].val.clusterDim.y = attributes[num_attributes].val.clusterDim.z = 1;
-    ++num_attributes;
-  }
+  cudaLaunchAttribute overlaps{};
+  overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlaps.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t cuda{};
   cuda.gridDim = config.grid;
   cuda.blockDim = config.block;
   cuda.dynamicSmemBytes = config.smem_bytes;
   cuda.stream = config.stream;
-  cuda.attrs = attributes;
-  cuda.numAttrs = num_attributes;
+  cuda.attrs = &overlaps;
+  cuda.numAttrs = config.overlap && tuning.overlap != 0 && can_overlap(config.op) ? 1 : 0;
   check_cuda(config.op, cudaLaunchKernelEx(&cuda, kernel, static_cast<Params>(std::forward<Args>(args))...));
 }
 
