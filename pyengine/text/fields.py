@@ -40,6 +40,7 @@ class _Common(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -127,7 +128,6 @@ _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "best_of": (1,),
     "use_beam_search": (False,),
-    "spaces_between_special_tokens": (True,),
     "truncation_side": ("left",),
 }
 _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {

@@ -43,6 +43,7 @@ COMMON = {
     "ignore_eos": ([True], [1]),
     "include_stop_str_in_output": ([True], ["yes"]),
     "skip_special_tokens": ([False], [0]),
+    "spaces_between_special_tokens": ([True, False], [0]),
     "presence_penalty": ([-2, 2], [-2.1, 2.1]),
     "frequency_penalty": ([-2, 2], [-2.1, 2.1]),
     "repetition_penalty": ([0.001, 10], [0, 10.1]),
