@@ -192,8 +192,8 @@ def _string(value: object, where: str) -> str:
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     if tool.get("type", "custom") != "custom":
         raise RequestError(f"{where}: tools of type {tool['type']!r:.80} are not supported", param=f"{where}.type")
-    _check_known(tool, where, ("type", "name", "description", "input_schema", "cache_control"))
-    function = {"name": tool.get("name"), "description": tool.get("description")}
+    _check_known(tool, where, ("type", "name", "description", "input_schema", "strict", "cache_control"))
+    function = {key: tool.get(key) for key in ("name", "description", "strict")}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
 
 
