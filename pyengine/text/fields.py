@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from pyengine.errors import RequestError
+from pyengine.text.effort import Effort
 from pyengine.text.unknown_fields import known_only, unknown_field
 
 
@@ -73,6 +74,8 @@ class ChatRequest(_Common, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool = True
 
 
 class CompletionRequest(_Common, kw_only=True):
@@ -134,9 +137,7 @@ _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "reasoning_effort": (),
     "thinking_token_budget": (),
-    "include_reasoning": (True,),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),

@@ -82,6 +82,8 @@ CHAT = {
     "add_generation_prompt": ([True, False], [1]),
     "continue_final_message": ([True], [{"continue_final_message": True, "add_generation_prompt": True}, 1]),
     "chat_template_kwargs": ([{"a": 1, "b": None}], [{"a": []}, 5]),
+    "reasoning_effort": (["none"], ["medium", "high", "very", 5]),
+    "include_reasoning": ([True, False], [1]),
 }
 COMPLETION = {
     "prompt": (["a", ["a", "b"], [5], [[5], [6]]], ["", [], [5, "a"], 5, [BPE.vocab_size]]),
@@ -160,6 +162,10 @@ RESPONSES = {
         ["required", {"tool_choice": "always", "tools": [{"type": "function", "name": "a"}]}],
     ),
     "parallel_tool_calls": ([False], [0]),
+    "reasoning": (
+        [{}, {"effort": "none"}, {"effort": None, "summary": None}],
+        [{"effort": "high"}, {"effort": "very"}, {"effort": []}, {"summary": "auto"}, {"wat": 1}, 5],
+    ),
 }
 BASES = {
     "chat": {"messages": [USER]},
