@@ -6,12 +6,19 @@ A template with a variable of that name gets the level. One with ``enable_thinki
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pyengine.errors import RequestError
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _USUAL = "medium"  # OpenAI's default
+
+
+def check_effort(value: object, name: str) -> Effort | None:
+    """A level that arrives inside another field, ``name`` to its client. Raises RequestError."""
+    if value is not None and value not in get_args(Effort):
+        raise RequestError(f"{name} must be one of {', '.join(get_args(Effort))}, got {value!r:.80}", param=name)
+    return value
 
 
 def effort_variables(effort: Effort | None, template: str, thinks: bool) -> dict[str, bool | str]:

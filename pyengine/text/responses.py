@@ -6,12 +6,12 @@ name. Only the shapes are translated here; the rest is checked where every chat'
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
 from pyengine.errors import RequestError
-from pyengine.text.effort import Effort
+from pyengine.text.effort import Effort, check_effort
 from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.unknown_fields import known_only
@@ -157,17 +157,13 @@ def _choice(choice: str | dict[str, Any] | None, has_tools: bool) -> object:
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
 
-def _effort(reasoning: dict[str, Any] | None) -> str | None:
+def _effort(reasoning: dict[str, Any] | None) -> Effort | None:
     """``reasoning.effort``; a summary is more than a model writes by itself."""
     for name in ("summary", "generate_summary"):
         if reasoning and reasoning.get(name) is not None:
             raise RequestError(f"reasoning.{name} is not supported", param=f"reasoning.{name}")
     known_only(reasoning or {}, ("effort", "summary", "generate_summary"), "reasoning", param="reasoning")
-    effort = (reasoning or {}).get("effort")
-    if effort is not None and effort not in get_args(Effort):
-        levels = ", ".join(get_args(Effort))
-        raise RequestError(f"reasoning.effort must be one of {levels}, got {effort!r:.80}", param="reasoning.effort")
-    return effort
+    return check_effort((reasoning or {}).get("effort"), "reasoning.effort")
 
 
 def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:

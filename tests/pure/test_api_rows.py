@@ -134,7 +134,10 @@ COUNT = {
         ],
         [{"type": "any"}, {"tool_choice": {"type": "x"}, "tools": [TOOL]}],
     ),
-    "thinking": ([{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}], [5]),
+    "thinking": (
+        [{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}],
+        [{}, {"type": "wat"}, {"type": "enabled", "wat": 1}, 5],
+    ),
     "cache_control": ([{"type": "ephemeral"}], []),
 }
 MESSAGES = {
@@ -145,7 +148,10 @@ MESSAGES = {
     "temperature": COMMON["temperature"],
     "top_p": COMMON["top_p"],
     "top_k": COMMON["top_k"],
-    "output_config": ([{"format": {"type": "json_schema", "schema": SCHEMA}}], [{"effort": "low"}, {"format": {}}]),
+    "output_config": (
+        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"effort": "none"}],
+        [{"effort": "low"}, {"effort": 5}, {"format": {}}],
+    ),
 }
 RESPONSES = {
     "model": COMMON["model"],

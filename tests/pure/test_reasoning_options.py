@@ -60,6 +60,24 @@ def test_levels_without_effect_are_refused(template, effort, works):
     assert caught.value.param == "reasoning_effort" and f"(has: {works})" in caught.value.message
 
 
+def test_other_endpoints_say_it_in_their_own_words():
+    for template, body, expected in (
+        (SWITCH, {"thinking": {"type": "disabled"}}, "hi[go]<think></think>"),
+        (SWITCH, {"thinking": {"type": "enabled", "budget_tokens": 2000}}, "hi[go]"),
+        (BODY, {"thinking": {"type": "disabled"}}, "hi[go]"),
+        (LEVELS, {"output_config": {"effort": "low"}}, "hi[go]low"),
+    ):
+        processor, _ = chat(template)
+        messages = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        assert processor.anthropic(json.dumps(messages | body).encode()).prompts[0].text == expected
+    processor, _ = chat(LEVELS)
+    _, request = processor.responses(b'{"input": "hi", "reasoning": {"effort": "high"}}')
+    assert request.prompts[0].text == "hi[go]high"
+    with pytest.raises(RequestError, match=r"^reasoning\.effort high has no effect") as caught:
+        chat(THINKS)[0].responses(b'{"input": "hi", "reasoning": {"effort": "high"}}')
+    assert caught.value.param == "reasoning.effort"
+
+
 def test_variables_given_by_name_win():
     assert prompt(LEVELS, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "own"}) == "hi[go]own"
 
