@@ -5,7 +5,7 @@
 #                                        that has room (the page cache without a disk behind it), else in /tmp
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-room_kb=$(df --output=avail /dev/shm 2>/dev/null | tail -1)
+room_kb=$(df --output=avail /dev/shm 2>/dev/null | tail -1) || true
 base=/tmp
 [ "${room_kb:-0}" -gt $((20 << 20)) ] && base=/dev/shm
 folder=${PE_STAND_IN:-$base/stand-in}

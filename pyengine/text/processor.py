@@ -24,6 +24,7 @@ from pyengine.text.bad_words import with_bad_words
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
 from pyengine.text.constraints import grammar_of_call
+from pyengine.text.effort import effort_variables
 from pyengine.text.fields import (
     ChatRequest,
     CompletionRequest,
@@ -150,7 +151,11 @@ class TextProcessor:
     def _render_chat(self, request: ChatRequest | TokenizeRequest, offer: Offer) -> str:
         opens = validation.generation_prompt(request)
         continues = request.continue_final_message
-        return self.render(request.messages, request.chat_template_kwargs, opens, continues, list(offer.tools) or None)
+        variables = request.chat_template_kwargs or {}
+        if isinstance(request, ChatRequest) and self.text.chat_template is not None:
+            source, thinks = self.text.chat_template.source, self.reasoning is not None
+            variables = {**effort_variables(request.reasoning_effort, source, thinks), **variables}
+        return self.render(request.messages, variables, opens, continues, list(offer.tools) or None)
 
     def _tools(self, tools: object, choice: object) -> Offer:
         """The tools to offer; refused where the chat template has no place for them or an unknown format."""
@@ -194,6 +199,7 @@ class TextProcessor:
             parallel_tool_calls=request.parallel_tool_calls,
             reasoning=reasoning,
             inside_reasoning=reasoning is not None and starts_inside(reasoning, prompt),
+            shows_reasoning=request.include_reasoning,
         )
 
     def tokenize(self, body: bytes) -> tuple[list[int], list[str] | None]:

@@ -32,11 +32,12 @@ def strict_grammar(offer: Offer, tool_format: ToolFormat, tokenizer: Tokenizer) 
         )
     from pyengine.structured.grammar import compile_grammar
 
-    return compile_grammar({"grammar": _lark(offer, tool_format, tokenizer)}, "tools")
-
-
-def _lark(offer: Offer, tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
     schema = call_schema(_loosened(tool, i in offer.strict) for i, tool in enumerate(offer.tools))
+    compile_grammar({"json": schema}, "tools")  # by itself, which finds what only shows where it is used
+    return compile_grammar({"grammar": _lark(schema, tool_format, tokenizer)}, "tools")
+
+
+def _lark(schema: dict[str, Any], tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
     begin, end = (_special_token(mark, tokenizer) for mark in (tool_format.begin, tool_format.end))
     calls = "one" if not tool_format.is_list else "(one | list)"
     rules = [

@@ -17,9 +17,9 @@ from pyengine.protocol import Request, TokenLogprob
 from pyengine.sampling_params import SamplingParams
 
 NUM_REQUESTS = 256
-LONGEST = 2000
+LONGEST = 1950
 MOST_OUTPUT = 96
-EDGES = (1, 2, 15, 16, 17, 255, 256, 257, 511, 512, 513, 1024, 1999, LONGEST)  # of blocks and chunks of attention
+EDGES = (1, 2, 15, 16, 17, 255, 256, 257, 511, 512, 513, 1024, 1949, LONGEST)  # of blocks and chunks of attention
 SHARED = (48, 257, 800, 1900)  # lengths of the prefixes that some share
 NUM_ALONE = 24
 CLOSE = 0.05  # nats between the likeliest two; bfloat16 rounds the hidden states of logits of 10 to about as much

@@ -61,7 +61,10 @@ def case(request, tiny_model) -> Case:
 
 @contextmanager
 def engine_of(case: Case, **options) -> Iterator[Engine]:
-    """An engine that is gone afterwards: two with weights of 16 GB do not fit beside each other."""
+    """An engine that is gone when the next one starts: two with weights of 16 GB may not fit beside each other."""
+    gc.collect()
+    if case.device == "cuda":
+        torch.cuda.empty_cache()
     settings = {
         "model": case.model,
         "load_format": case.load_format,
@@ -72,14 +75,7 @@ def engine_of(case: Case, **options) -> Iterator[Engine]:
         "itl_target_ms": 0,
         **options,
     }
-    engine = Engine.start(EngineConfig(**settings))
-    try:
-        yield engine
-    finally:
-        del engine
-        gc.collect()
-        if case.device == "cuda":
-            torch.cuda.empty_cache()
+    yield Engine.start(EngineConfig(**settings))
 
 
 @dataclass(frozen=True)
