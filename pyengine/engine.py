@@ -170,14 +170,6 @@ class Engine:
             time.sleep(GRAMMAR_WAIT_S)  # there is work, but none that can run: a grammar is being prepared
         return deltas + self.scheduler.take_failures()
 
-    def prepare(self) -> bool:
-        """Do a piece of what later steps would else have to, some tens of milliseconds; False when nothing is left.
-
-        For moments without work: nothing may be in flight.
-        """
-        assert self._inflight is None, "a step is in flight"
-        return self._runner.capture_next()
-
     def _retire(self) -> list[TokenDelta]:
         """Wait for the draw in flight, if any, and give its tokens to their sequences."""
         if self._inflight is None:

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 STATS_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.1
 IDLE_POLL_MS = 1000  # how soon a dead parent is noticed when idle
-PREPARE_AFTER_MS = 100  # of quiet; so that the next request rarely finds a preparation in its way
 PR_SET_PDEATHSIG = 1
 
 
@@ -122,7 +121,6 @@ class EngineLoop:
         self._num_received: dict[bytes, int] = defaultdict(int)  # requests decided on, by server
         self._server_of: dict[str, bytes] = {}  # live requests
         self._next_stats_s = 0.0
-        self._prepared = False  # whether there is nothing left to prepare
         self._handlers = {
             Hello: self._on_hello,
             Request: self._on_request,
@@ -135,18 +133,10 @@ class EngineLoop:
 
     def run(self) -> None:
         while not self.stopping:
-            messages = self._link.receive(self._patience_ms())
-            for server, message in messages:
+            for server, message in self._link.receive(0 if self._engine.has_work else IDLE_POLL_MS):
                 self._handlers[type(message)](server, message)
             if self._engine.has_work:
                 self._report(self._engine.step())
-            elif not messages and not self._prepared:
-                self._prepared = not self._engine.prepare()
-
-    def _patience_ms(self) -> int:
-        if self._engine.has_work:
-            return 0
-        return IDLE_POLL_MS if self._prepared else PREPARE_AFTER_MS
 
     def _on_hello(self, server: bytes, message: Hello) -> None:
         self._link.send(server, self.ready)

@@ -106,11 +106,6 @@ class ModelRunner:
         return self._graphs.capture_ahead(self._idle_batch, self._forward)
 
     @torch.inference_mode()
-    def capture_next(self) -> bool:
-        """Capture one more pass; returns whether there was one. Only while no step is in flight."""
-        return self._graphs.capture_next(self._idle_batch, self._forward)
-
-    @torch.inference_mode()
     def forward(self, step: StepInput) -> Pass:
         """Issue the pass up to its logits."""
         self._staging.begin()
