@@ -20,12 +20,15 @@ LATENCIES = {
 
 
 def against_anchors(records: list[dict], machine_text: Callable[[dict], str]) -> str | None:
-    """Our time over vLLM's, with the roofline's place in it; for a device that the anchors know."""
+    """Our time over vLLM's, with the roofline's place in it; for a device that the anchors know, and a KV cache of the
+    model's dtype, which they had.
+    """
     compared = [
         (record, *anchors.SECONDS[record["shape"], record["workload"]])
         for record in records
         if "mode" not in record
         and record["device"] == anchors.DEVICE
+        and record.get("kv_cache_dtype", record["dtype"]) == record["dtype"]
         and (record["shape"], record["workload"]) in anchors.SECONDS
     ]
     if not compared:

@@ -48,9 +48,15 @@ different machines do not compare: bandwidth decides chat1, and the tables below
 """
 
 
+def kv_text(record: dict) -> str:
+    """The KV cache's element type where it is not the model's; older records do not say, and it was."""
+    kv_dtype = record.get("kv_cache_dtype")
+    return "" if kv_dtype in (None, record.get("dtype")) else f", KV {kv_dtype}"
+
+
 def latest(records: list[dict]) -> list[dict]:
-    """One record per server, shape and workload, the last written."""
-    return list({(r.get("served_by"), r["shape"], r["workload"]): r for r in records}.values())
+    """One record per server, shape, KV cache and workload, the last written."""
+    return list({(r.get("served_by"), r["shape"], kv_text(r), r["workload"]): r for r in records}.values())
 
 
 def machine_text(record: dict) -> str:
@@ -66,7 +72,7 @@ def table(records: list[dict]) -> str:
     for r in latest(records):
         fraction = f" (weights: {r['weight_read_fraction']:.0%} of it)" if "weight_read_fraction" in r else ""
         lines.append(
-            f"| {r['shape']} {r['dtype']} | {r['workload']} | {r['seconds']} | {r['output_tok_s']:g} | "
+            f"| {r['shape']} {r['dtype']}{kv_text(r)} | {r['workload']} | {r['seconds']} | {r['output_tok_s']:g} | "
             f"{r['all_tok_s']:g} | {machine_text(r)}{fraction} | {r['commit']} | {r['date']} |"
         )
     return "\n".join(lines)

@@ -33,6 +33,8 @@ for part in $parts; do
       run() { check python3 -m bench.serving.offline --load-format dummy --save "$@"; }
       step "llama31-8b"
       run --model bench/shapes/llama31-8b --repeats 3 nano nano:sampled mix1024-256 latency1 latency32 prefill long16k prefix
+      step "llama31-8b, KV cache in fp8"
+      run --model bench/shapes/llama31-8b --kv-cache-dtype fp8 --repeats 3 nano long16k
       step "qwen3-0.6b"
       run --model bench/shapes/qwen3-0.6b --repeats 3 nano latency1
       step "smol-135m"

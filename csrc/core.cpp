@@ -12,6 +12,8 @@ const char* name_of(DType t) {
       return "f16";
     case DType::kBF16:
       return "bf16";
+    case DType::kF8E4M3:
+      return "f8e4m3";
   }
   return "unknown dtype";
 }

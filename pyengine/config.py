@@ -40,6 +40,12 @@ class EngineConfig:
         "element type of weights and KV cache; auto: the checkpoint's own (fp16 becomes bfloat16 on the CPU)",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
+    kv_cache_dtype: str = option(
+        "auto",
+        "element type of the KV cache; auto: that of the weights; fp8 (or fp8_e4m3): 8 bits, which hold twice the "
+        "tokens and cost some accuracy, with the checkpoint's k_scale and v_scale where it has them, else 1",
+        choices=("auto", "fp8", "fp8_e4m3"),
+    )
     device: str = option(
         "auto", "auto: cuda when a GPU and its kernels are there, else cpu", choices=("auto", "cuda", "cpu")
     )

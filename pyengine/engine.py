@@ -21,7 +21,7 @@ from pyengine import ops
 from pyengine.config import EngineConfig
 from pyengine.kv.block_manager import BlockManager
 from pyengine.kv.host_tier import HostTier
-from pyengine.models.config import ModelConfig, load_model_config, resolve_dtype
+from pyengine.models.config import FP8, ModelConfig, load_model_config, resolve_dtype, resolve_kv_dtype
 from pyengine.models.progress import Progress, silent
 from pyengine.models.resolve import resolve_model
 from pyengine.models.weights.loader import load_model
@@ -49,6 +49,7 @@ class EngineFacts:
     model_path: Path
     model: ModelConfig
     dtype: str
+    kv_dtype: str  # of the KV cache
     device: Device
     plan: MemoryPlan
     startup_s: dict[str, float]
@@ -70,6 +71,7 @@ class EngineFacts:
             memory=plan.ledger,
             notes=[*self.notes, *plan.warnings],
             hidden_size=self.model.hidden_size,
+            kv_cache_dtype=self.kv_dtype,
         )
 
 
@@ -102,7 +104,8 @@ class Engine:
         with phases("device"):
             device = resolve_device(config)
             dtype, note = resolve_dtype(config.dtype, model, device.kind)
-            plan = _plan(config, model, dtype, device)
+            kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, model, device.kind)
+            plan = _plan(config, model, dtype, kv_dtype, device)
         with phases("load weights"):
             shortened = dataclasses.replace(
                 model, max_position=plan.max_model_len
@@ -114,11 +117,12 @@ class Engine:
                 device.torch_device,
                 progress,
                 config.seed if config.load_format == "dummy" else None,
+                with_kv_scales=kv_dtype == FP8,
             )
         with phases("warm up"):
             num_host = plan_host_blocks(config.cpu_cache_gb, plan.block_bytes, host_memory()[1])
             runner = ModelRunner(
-                graph, model, device.torch_device, getattr(torch, dtype), plan, config.enforce_eager, num_host
+                graph, model, device.torch_device, getattr(torch, kv_dtype), plan, config.enforce_eager, num_host
             )
             runner.warm_up()
         limits = SchedulerLimits(
@@ -135,7 +139,11 @@ class Engine:
         tier = HostTier(num_host, SwapChoice(runner.host_arena.measure_copy_s(), plan.block_size, costs))
         blocks = BlockManager(plan.num_blocks, plan.block_size, config.prefix_caching, tier)
         scheduler = Scheduler(limits, blocks, grammars.make, policy)
-        facts = EngineFacts(path, model, dtype, device, plan, phases.seconds, (note,) if note else ())
+        notes = [note] if note else []
+        if kv_dtype == FP8:
+            scales = "the checkpoint's scales" if graph.has_kv_scales else "no scales in the checkpoint: 1 for all"
+            notes.append(f"the KV cache is {kv_dtype} ({scales})")
+        facts = EngineFacts(path, model, dtype, kv_dtype, device, plan, phases.seconds, tuple(notes))
         return cls(scheduler, runner, facts, grammars, device.kind == "cuda" and config.async_scheduling)
 
     def add(self, request: Request) -> None:
@@ -193,11 +201,12 @@ class Engine:
         return self.scheduler.stats()
 
 
-def _plan(config: EngineConfig, model: ModelConfig, dtype: str, device: Device) -> MemoryPlan:
+def _plan(config: EngineConfig, model: ModelConfig, dtype: str, kv_dtype: str, device: Device) -> MemoryPlan:
     """The memory plan; the attention's buffers depend on the plan's own limits, so it is made twice where they
     matter.
     """
-    plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes)
+    sizes = (device.total_bytes, device.free_bytes)
+    plan = plan_memory(config, model, dtype, device.kind, *sizes, kv_dtype=kv_dtype)
     num_bytes = sum(
         ops.attention_buffer_bytes(
             plan.max_num_seqs,
@@ -206,12 +215,12 @@ def _plan(config: EngineConfig, model: ModelConfig, dtype: str, device: Device) 
             model.num_heads,
             model.num_kv_heads,
             model.head_dim,
-            getattr(torch, dtype),
+            getattr(torch, kv_dtype),
             device.torch_device,
         )
     )
     if num_bytes:
-        plan = plan_memory(config, model, dtype, device.kind, device.total_bytes, device.free_bytes, num_bytes)
+        plan = plan_memory(config, model, dtype, device.kind, *sizes, num_bytes, kv_dtype)
     return plan
 
 

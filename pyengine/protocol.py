@@ -205,6 +205,7 @@ class Ready(_Message):
         notes: warnings for the operator, one line each.
         max_queued_requests, max_queued_tokens: bounds of the queue (see ``admission``).
         hidden_size: dimensions of an embedding.
+        kv_cache_dtype: element type of the KV cache.
     """
 
     model_name: str
@@ -222,6 +223,7 @@ class Ready(_Message):
     max_queued_requests: int = 0
     max_queued_tokens: int = 0
     hidden_size: int = 0
+    kv_cache_dtype: str = ""
 
 
 class Progress(_Message):

@@ -70,8 +70,8 @@ def print_summary(ready: Ready, config: ServerConfig, service: Served, port: int
     lines += [f"  {name:<{width}}  {format_bytes(size):>10}" for name, size in ready.memory.items()]
     slots = ready.num_blocks * ready.block_size
     lines.append(
-        f"  {ready.num_blocks} KV blocks of {ready.block_size} tokens: {slots / ready.max_model_len:.1f} sequences of "
-        f"{ready.max_model_len} tokens; "
+        f"  {ready.num_blocks} KV blocks of {ready.block_size} tokens in {ready.kv_cache_dtype}: "
+        f"{slots / ready.max_model_len:.1f} sequences of {ready.max_model_len} tokens; "
         f"steps of up to {ready.max_num_seqs} sequences, {ready.max_num_batched_tokens} tokens"
     )
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.startup_s.items())

@@ -23,8 +23,11 @@ constexpr int kBlockSize = 16;
 struct Heads {
   const char* name;
   int num_heads, num_kv_heads, head_dim;
+  DType kv = DType::kBF16;  // of the cache
 };
 constexpr Heads kLlama = {"H32/8 D128", 32, 8, 128}, kSmol = {"H9/3 D64", 9, 3, 64};
+constexpr Heads kLlamaFp8 = {"H32/8 D128 KV f8e4m3", 32, 8, 128, DType::kF8E4M3};
+constexpr Heads kSmolFp8 = {"H9/3 D64 KV f8e4m3", 9, 3, 64, DType::kF8E4M3};
 
 struct Sequence {
   int num_queries, seq_len;
@@ -39,7 +42,7 @@ class Batch {
         sequences_(std::move(sequences)),
         num_shared_(num_shared),
         layers_(std::clamp<int>(static_cast<int>(kKvBytes / kv_bytes()), 1, 32)),
-        kv_(num_blocks() * block_elements() * 2 * layers_, DType::kBF16, 3),
+        kv_(num_blocks() * block_elements() * 2 * layers_, heads.kv, 3),
         q_(num_tokens() * heads.num_heads * heads.head_dim, DType::kBF16, 5),
         out_(q_.bytes()),
         table_(make_table()),
@@ -66,7 +69,7 @@ class Batch {
   double bytes() const {  // every key and value once, shared ones too, q and out once
     double keys = num_shared_;
     for (const Sequence& s : sequences_) keys += s.seq_len - num_shared_;
-    return keys * heads_.num_kv_heads * heads_.head_dim * 2 * 2 + 2.0 * q_.bytes();
+    return keys * heads_.num_kv_heads * heads_.head_dim * 2 * pe::size_of(heads_.kv) + 2.0 * q_.bytes();
   }
   double flops() const {
     double pairs = 0;
@@ -106,13 +109,16 @@ class Batch {
   }
   int max_blocks() const { return pe::div_ceil(max_seq_len(), kBlockSize); }
 
-  double kv_bytes() const { return 4.0 * static_cast<double>(num_blocks() * block_elements()); }
+  double kv_bytes() const {
+    return 2.0 * static_cast<double>(num_blocks() * block_elements()) * static_cast<double>(pe::size_of(heads_.kv));
+  }
 
   // A block is the K, then the V of one layer after the other, each [head][token][d].
   pe::PagedKV view(void* data, int64_t blocks, int layers) const {
     pe::PagedKV kv;
     kv.k = data;
-    kv.v = static_cast<uint16_t*>(data) + block_elements();
+    kv.v = static_cast<unsigned char*>(data) + block_elements() * pe::size_of(heads_.kv);
+    kv.dtype = heads_.kv;
     kv.token_stride = heads_.head_dim, kv.head_stride = kBlockSize * heads_.head_dim,
     kv.block_stride = 2 * block_elements() * layers;
     kv.num_blocks = static_cast<int32_t>(blocks), kv.block_size = kBlockSize;
@@ -146,9 +152,9 @@ class Batch {
   void compare(const Array& out, int s, ErrorNorm& norm) const {
     const Sequence& sequence = sequences_[s];
     const int blocks = blocks_of(sequence);
-    Array cache(blocks * 2 * block_elements(), DType::kBF16);
+    Array cache(blocks * 2 * block_elements(), heads_.kv);
     std::vector<int32_t> table(blocks);
-    const size_t block_bytes = 2 * block_elements() * 2;
+    const size_t block_bytes = 2 * block_elements() * pe::size_of(heads_.kv);
     for (int b = 0; b < blocks; ++b) {
       table[b] = b;
       BENCH_CHECK(cudaMemcpy(
@@ -260,6 +266,11 @@ void run(Report& report, const Gpu& gpu) {
     if (!report.options().quick || f[2] <= 4096) prefill(report, gpu, kLlama, f[0], f[1], f[2]);
   }
   prefill(report, gpu, kSmol, 1, 2048, 2048);
+  for (const auto& d : {decodes[0], decodes[1], decodes[4], decodes[5], decodes[7]}) {
+    if (!report.options().quick || d[0] * d[1] <= 40000) decode(report, gpu, kLlamaFp8, d[0], d[1]);
+  }
+  decode(report, gpu, kSmolFp8, 256, 1024);
+  for (const auto& f : {prefills[2], prefills[6]}) prefill(report, gpu, kLlamaFp8, f[0], f[1], f[2]);
   std::vector<Sequence> one_long(64, {1, 1024});
   one_long[17] = {1, 65536};
   bench_batch(report, gpu, "paged_decode bf16 H32/8 D128 1 x 65536 + 63 x 1024 bs16", kLlama, one_long);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random inputs, the two 16-bit float formats, and the error measure of the benchmarks. Never zeros: they hide
+// Random inputs, the 16-bit and 8-bit float formats, and the error measure of the benchmarks. Never zeros: they hide
 // unwritten outputs and run faster than real data. Outputs are poisoned with NaN, so that an element nobody wrote
 // cannot pass.
 #pragma once
@@ -49,6 +49,26 @@ inline float from_f16(uint16_t half) {
   return half & 0x8000 ? -value : value;
 }
 
+// e4m3: to nearest even, saturating at 448.
+inline uint8_t to_f8(float value) {
+  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  const float magnitude = std::fabs(value);
+  if (std::isnan(value)) return sign | 0x7f;
+  if (magnitude >= 448.0f) return sign | 0x7e;
+  const int exponent = magnitude < 0.015625f ? -6 : std::ilogb(magnitude);
+  // In steps of the format: a mantissa that rounds up to 16 carries into the exponent by itself.
+  const int steps = static_cast<int>(std::nearbyintf(std::ldexp(magnitude, 3 - exponent)));
+  return sign | static_cast<uint8_t>((exponent + 6) * 8 + steps);
+}
+
+inline float from_f8(uint8_t byte) {
+  const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+  const float value = (byte & 0x7f) == 0x7f ? std::numeric_limits<float>::quiet_NaN()
+                      : exponent == 0       ? std::ldexp(static_cast<float>(mantissa), -9)
+                                            : std::ldexp(static_cast<float>(mantissa + 8), exponent - 10);
+  return byte & 0x80 ? -value : value;
+}
+
 // splitmix64 (Steele et al. 2014): the same inputs on every machine.
 class Random {
  public:
@@ -72,7 +92,7 @@ class Random {
   uint64_t state_;
 };
 
-// A host array of one of the three element types.
+// A host array of one of the element types.
 class Array {
  public:
   Array(int64_t size, pe::DType dtype) : dtype_(dtype), size_(size), bytes_(size * pe::size_of(dtype)) {}
@@ -89,13 +109,14 @@ class Array {
     return array;
   }
 
-  void poison() { std::memset(bytes_.data(), 0xff, bytes_.size()); }  // a NaN in all three formats
+  void poison() { std::memset(bytes_.data(), 0xff, bytes_.size()); }  // a NaN in all formats
   float at(int64_t i) const {
     if (dtype_ == pe::DType::kF32) {
       float value;
       std::memcpy(&value, bytes_.data() + 4 * i, 4);
       return value;
     }
+    if (dtype_ == pe::DType::kF8E4M3) return from_f8(bytes_[i]);
     uint16_t half;
     std::memcpy(&half, bytes_.data() + 2 * i, 2);
     return dtype_ == pe::DType::kBF16 ? from_bf16(half) : from_f16(half);
@@ -103,6 +124,8 @@ class Array {
   void set(int64_t i, float value) {
     if (dtype_ == pe::DType::kF32) {
       std::memcpy(bytes_.data() + 4 * i, &value, 4);
+    } else if (dtype_ == pe::DType::kF8E4M3) {
+      bytes_[i] = to_f8(value);
     } else {
       const uint16_t half = dtype_ == pe::DType::kBF16 ? to_bf16(value) : to_f16(value);
       std::memcpy(bytes_.data() + 2 * i, &half, 2);

@@ -105,6 +105,7 @@ class StubEngine:
             memory={"weights": 0},
             max_queued_requests=1 << 20,
             max_queued_tokens=1 << 40,
+            kv_cache_dtype="none",
         )
 
 

@@ -95,6 +95,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-num-seqs", type=int, default=None)
     parser.add_argument("--max-num-batched-tokens", type=int, default=None)
     parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="append to bench/results")
@@ -106,7 +107,8 @@ def main(argv: list[str]) -> int:
     engine = Engine.start(EngineConfig(**options, itl_target_ms=0))
     facts = engine.facts
     probed = machine.probe(facts.device.torch_device)
-    print(f"{facts.device.name} | {facts.dtype} | {probed} | start {sum(facts.startup_s.values()):.1f} s", flush=True)
+    types = f"{facts.dtype}, KV {facts.kv_dtype}"
+    print(f"{facts.device.name} | {types} | {probed} | start {sum(facts.startup_s.values()):.1f} s", flush=True)
     measured = []
     for spec in args.workloads:
         name, _, sampled = spec.partition(":")
@@ -115,6 +117,7 @@ def main(argv: list[str]) -> int:
             **measure(engine, name, args.repeats, bool(sampled)),
             "device": facts.device.name,
             "dtype": facts.dtype,
+            "kv_cache_dtype": facts.kv_dtype,
             **probed,
             **records.origin(),
             **({"tuning": forced} if forced else {}),

@@ -79,13 +79,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("workload", choices=NAMES)
     parser.add_argument("--model", default=EngineConfig.model)
     parser.add_argument("--load-format", default="auto")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--settle", type=int, default=200, help="steps before the window (default 200)")
     parser.add_argument("--steps", type=int, default=30, help="steps of the window (default 30)")
     parser.add_argument("--top", type=int, default=25, help="kernels to list (default 25)")
     tuning.add_argument(parser)
     args = parser.parse_args(argv)
     tuning.apply(args.tuning)
-    engine = Engine.start(EngineConfig(model=args.model, load_format=args.load_format, itl_target_ms=0))
+    config = EngineConfig(
+        model=args.model, load_format=args.load_format, kv_cache_dtype=args.kv_cache_dtype, itl_target_ms=0
+    )
+    engine = Engine.start(config)
     items = make_workload(args.workload, engine.facts.model.vocab_size)
     for i, item in enumerate(items):
         params = SamplingParams(max_tokens=item.max_tokens, ignore_eos=True, temperature=0.0)

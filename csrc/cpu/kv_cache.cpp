@@ -14,12 +14,12 @@ namespace {
 constexpr int64_t kRopeElements = 32768;   // per share: some microseconds, more than waking a thread takes
 constexpr int64_t kCopyBytes = 256 << 10;  // per share, likewise
 
-RopeKernel rope_kernel(DType dtype) {
+RopeKernel rope_kernel(DType dtype, DType stored) {
 #if defined(__x86_64__)
-  if (current_isa() >= Isa::kAvx512Bf16) return rope_avx512(dtype);
-  if (current_isa() >= Isa::kAvx2) return rope_avx2(dtype);
+  if (current_isa() >= Isa::kAvx512Bf16) return rope_avx512(dtype, stored);
+  if (current_isa() >= Isa::kAvx2) return rope_avx2(dtype, stored);
 #endif
-  return rope_generic(dtype);
+  return rope_generic(dtype, stored);
 }
 
 void check(const RopeWriteKvParams& p) {
@@ -28,8 +28,9 @@ void check(const RopeWriteKvParams& p) {
   PE_CHECK(op, kv.head_dim > 0 && kv.head_dim <= 256 && kv.head_dim % 8 == 0,
            "head_dim must be a multiple of 8, at most 256, got " + std::to_string(kv.head_dim));
   PE_CHECK(op, kv.block_size > 0, "block_size must be positive, got " + std::to_string(kv.block_size));
-  PE_CHECK(op, kv.dtype == p.dtype,
-           std::string("the cache must have the dtype of qkv, ") + name_of(p.dtype) + ", got " + name_of(kv.dtype));
+  PE_CHECK(op, kv.dtype == p.dtype || kv.dtype == DType::kF8E4M3,
+           std::string("the cache must have the dtype of qkv, ") + name_of(p.dtype) + ", or f8e4m3, got " +
+               name_of(kv.dtype));
   PE_CHECK(op, !p.cos_sin || (p.rotary_dim > 0 && p.rotary_dim % 2 == 0 && p.rotary_dim <= kv.head_dim),
            "rotary_dim must be even and at most head_dim " + std::to_string(kv.head_dim) + ", got " +
                std::to_string(p.rotary_dim));
@@ -57,7 +58,7 @@ void for_blocks(int64_t num_pairs, int64_t num_parts, int64_t block_bytes, Copy 
 void rope_write_kv(const RopeWriteKvParams& params) {
   check(params);
   run(params, [](const RopeWriteKvParams& p) {
-    const RopeKernel kernel = rope_kernel(p.dtype);
+    const RopeKernel kernel = rope_kernel(p.dtype, p.kv.dtype);
     if (p.cos_sin) {
       for (int64_t t = 0; t < p.num_tokens; ++t) {
         PE_CHECK("rope_write_kv", p.slot_mapping[t] < 0 || (p.positions[t] >= 0 && p.positions[t] < p.max_position),

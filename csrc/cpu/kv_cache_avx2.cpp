@@ -4,7 +4,7 @@
 
 namespace pe::cpu {
 
-RopeKernel rope_avx2(DType dtype) { return rope_kernel_for(dtype); }
+RopeKernel rope_avx2(DType dtype, DType stored) { return rope_kernel_for(dtype, stored); }
 
 }  // namespace pe::cpu
 #endif

@@ -3,6 +3,6 @@
 
 namespace pe::cpu {
 
-RopeKernel rope_generic(DType dtype) { return rope_kernel_for(dtype); }
+RopeKernel rope_generic(DType dtype, DType stored) { return rope_kernel_for(dtype, stored); }
 
 }  // namespace pe::cpu

@@ -5,6 +5,7 @@
 // lives in the L1; the memory traffic is the row of qkv, read and (for q) written, and the cache rows.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "kv_cache_rope.h"
 #include "math_vector.h"
@@ -45,18 +46,32 @@ PE_INLINE void rotate(float* x, const float* cos_sin, int64_t half) {
   }
 }
 
+// x = the head in fp32, normalised and rotated.
 template <typename T>
-PE_INLINE void transform_head(const RopeWriteKvParams& p, const T* in, const void* norm, const float* cos_sin, T* out) {
-  alignas(64) float x[kMaxHeadDim];
+PE_INLINE void transform_head(const RopeWriteKvParams& p, const T* in, const void* norm, const float* cos_sin,
+                              float* x) {
   const int64_t dim = p.kv.head_dim;
   for (int64_t d = 0; d < dim; d += kWidth) Float::load(in + d, dim - d).store(x + d);
   if (norm) normalise(x, static_cast<const T*>(norm), dim, p.norm_eps);
   if (cos_sin) rotate(x, cos_sin, p.rotary_dim / 2);
-  for (int64_t d = 0; d < dim; d += kWidth) Float::load(x + d).store(out + d, dim - d);
 }
 
 template <typename T>
+PE_INLINE void store_head(const float* x, int64_t dim, T* out) {
+  for (int64_t d = 0; d < dim; d += kWidth) Float::load(x + d).store(out + d, dim - d);
+}
+// To a cache that may have scales.
+template <typename T>
+PE_INLINE void store_scaled(const float* x, int64_t dim, const float* scales, int64_t head, T* out) {
+  if (!scales) return store_head(x, dim, out);
+  const Float scale = Float::splat(scales[head]);
+  for (int64_t d = 0; d < dim; d += kWidth) (Float::load(x + d) / scale).store(out + d, dim - d);
+}
+
+// T is what is computed on, Stored what the cache holds.
+template <typename T, typename Stored>
 void rope_tokens(const RopeWriteKvParams& p, int64_t token_begin, int64_t token_end) {
+  alignas(64) float x[kMaxHeadDim];
   const int64_t dim = p.kv.head_dim, num_kv_heads = p.kv.num_kv_heads;
   for (int64_t t = token_begin; t < token_end; ++t) {
     const int64_t slot = p.slot_mapping[t];
@@ -67,26 +82,35 @@ void rope_tokens(const RopeWriteKvParams& p, int64_t token_begin, int64_t token_
     const int64_t place = slot / p.kv.block_size * p.kv.block_stride + slot % p.kv.block_size * p.kv.token_stride;
     const float* cos_sin = p.cos_sin ? p.cos_sin + int64_t{p.positions[t]} * p.rotary_dim : nullptr;
     if (cos_sin || p.q_norm) {
-      for (int64_t h = 0; h < p.num_heads; ++h) transform_head(p, q + h * dim, p.q_norm, cos_sin, q + h * dim);
+      for (int64_t h = 0; h < p.num_heads; ++h) {
+        transform_head(p, q + h * dim, p.q_norm, cos_sin, x);
+        store_head(x, dim, q + h * dim);
+      }
     }
     for (int64_t h = 0; h < num_kv_heads; ++h) {
       const int64_t at = place + h * p.kv.head_stride;
-      transform_head(p, k + h * dim, p.k_norm, cos_sin, static_cast<T*>(p.kv.k) + at);
-      std::memcpy(static_cast<T*>(p.kv.v) + at, v + h * dim, sizeof(T) * dim);
+      transform_head(p, k + h * dim, p.k_norm, cos_sin, x);
+      store_scaled(x, dim, p.kv.k_scale, h, static_cast<Stored*>(p.kv.k) + at);
+      Stored* v_out = static_cast<Stored*>(p.kv.v) + at;
+      if constexpr (std::is_same_v<T, Stored>) {
+        std::memcpy(v_out, v + h * dim, sizeof(T) * dim);
+      } else {
+        transform_head(p, v + h * dim, nullptr, nullptr, x);
+        store_scaled(x, dim, p.kv.v_scale, h, v_out);
+      }
     }
   }
 }
 
-PE_INLINE RopeKernel rope_kernel_for(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return rope_tokens<float>;
-    case DType::kF16:
-      return rope_tokens<F16>;
-    case DType::kBF16:
-      break;
-  }
-  return rope_tokens<BF16>;
+template <typename T>
+PE_INLINE RopeKernel rope_kernel_storing(DType stored) {
+  return stored == DType::kF8E4M3 ? rope_tokens<T, F8> : rope_tokens<T, T>;
+}
+
+PE_INLINE RopeKernel rope_kernel_for(DType dtype, DType stored) {
+  if (dtype == DType::kF32) return rope_kernel_storing<float>(stored);
+  if (dtype == DType::kF16) return rope_kernel_storing<F16>(stored);
+  return rope_kernel_storing<BF16>(stored);
 }
 
 }  // namespace

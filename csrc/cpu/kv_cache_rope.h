@@ -7,8 +7,8 @@ namespace pe::cpu {
 
 using RopeKernel = void (*)(const RopeWriteKvParams&, int64_t token_begin, int64_t token_end);
 
-RopeKernel rope_generic(DType);
-RopeKernel rope_avx2(DType);
-RopeKernel rope_avx512(DType);
+RopeKernel rope_generic(DType dtype, DType stored);
+RopeKernel rope_avx2(DType dtype, DType stored);
+RopeKernel rope_avx512(DType dtype, DType stored);
 
 }  // namespace pe::cpu

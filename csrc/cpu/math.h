@@ -24,6 +24,9 @@ struct BF16 {
 struct F16 {
   uint16_t bits;
 };
+struct F8 {  // e4m3: of KV caches
+  uint8_t bits;
+};
 
 PE_INLINE float bits_to_float(uint32_t bits) {
   float x;
@@ -47,7 +50,15 @@ PE_INLINE float to_float(F16 x) {
   return bits_to_float(bits | sign << 16);
 }
 
-// To nearest, ties to even; NaN stays NaN.
+// e4m3 has its NaN where all bits but the sign are set, and no infinities.
+PE_INLINE float to_float(F8 x) {
+  const uint32_t sign = uint32_t{x.bits} & 0x80u, rest = uint32_t{x.bits} & 0x7fu;
+  const float magnitude = bits_to_float(rest << 20) * bits_to_float(0x7b800000u);  // 2^120
+  const uint32_t bits = rest == 0x7fu ? 0x7fc00000u : float_to_bits(magnitude);
+  return bits_to_float(bits | sign << 24);
+}
+
+// To nearest, ties to even; NaN stays NaN. e4m3 saturates.
 PE_INLINE void from_float(float x, float* out) { *out = x; }
 PE_INLINE void from_float(float x, BF16* out) {
   const uint32_t bits = float_to_bits(x);
@@ -67,6 +78,20 @@ PE_INLINE void from_float(float x, F16* out) {
     half = (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1)) >> 13;
   }
   out->bits = static_cast<uint16_t>(half | sign);
+}
+PE_INLINE void from_float(float x, F8* out) {
+  const uint32_t bits = float_to_bits(x), sign = bits >> 24 & 0x80u, rest = bits & 0x7fffffffu;
+  uint32_t byte;
+  if (rest > 0x7f800000u) {
+    byte = 0x7fu;
+  } else if (rest >= 0x43e00000u) {  // 448
+    byte = 0x7eu;
+  } else if (rest < 0x3c800000u) {  // below 2^-6: the addition of 2^14 shifts the bits into place and rounds them
+    byte = float_to_bits(bits_to_float(rest) + 16384.0f) - 0x46800000u;
+  } else {
+    byte = (rest - 0x3c000000u + 0x7ffffu + (rest >> 20 & 1)) >> 20;
+  }
+  out->bits = static_cast<uint8_t>(byte | sign);
 }
 
 }  // namespace

@@ -52,7 +52,21 @@ struct Float {
   PE_MEMBER static Float load(const F16* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
+  PE_MEMBER static Float load(const F8* p) {
+    const __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i rest = _mm256_and_si256(x, _mm256_set1_epi32(0x7f));
+    const __m256 magnitude = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(rest, 20)), _mm256_set1_ps(0x1p120f));
+    const __m256i nan =
+        _mm256_and_si256(_mm256_cmpeq_epi32(rest, _mm256_set1_epi32(0x7f)), _mm256_set1_epi32(0x7fc00000));
+    const __m256i sign = _mm256_slli_epi32(_mm256_andnot_si256(rest, x), 24);
+    return {_mm256_or_ps(magnitude, _mm256_castsi256_ps(_mm256_or_si256(nan, sign)))};
+  }
   PE_MEMBER void store(float* p) const { _mm256_storeu_ps(p, v); }
+  PE_MEMBER void store(F8* p) const {
+    float lanes[kWidth];
+    store(lanes);
+    for (int i = 0; i < kWidth; ++i) from_float(lanes[i], p + i);
+  }
   PE_MEMBER void store(BF16* p) const {
     const __m256i x = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));

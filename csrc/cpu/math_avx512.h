@@ -60,7 +60,9 @@ struct Float {
   PE_MEMBER static Float load(const F16* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  PE_MEMBER static Float load(const F8* p) { return widen_f8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   PE_MEMBER void store(float* p) const { _mm512_storeu_ps(p, v); }
+  PE_MEMBER void store(F8* p) const { narrow_f8(p, kWidth); }
   PE_MEMBER void store(BF16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16()); }
   PE_MEMBER void store(F16* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -85,6 +87,10 @@ struct Float {
   PE_MEMBER static Float load_half(const F16* p) {
     return {_mm512_cvtph_ps(_mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
   }
+  PE_MEMBER static Float load_half(const F8* p) {
+    return widen_f8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  PE_MEMBER void store_half(F8* p) const { narrow_f8(p, kWidth / 2); }
   PE_MEMBER void store_half(float* p) const { _mm512_mask_storeu_ps(p, 0xff, v); }
   PE_MEMBER void store_half(BF16* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(narrow_bf16()));
@@ -95,6 +101,18 @@ struct Float {
   }
   PE_MEMBER static Float widen_bf16(__m256i x) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+  }
+  PE_MEMBER static Float widen_f8(__m128i bytes) {
+    const __m512i x = _mm512_cvtepu8_epi32(bytes), rest = _mm512_and_si512(x, _mm512_set1_epi32(0x7f));
+    const __m512 magnitude = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(rest, 20)), _mm512_set1_ps(0x1p120f));
+    const __mmask16 nan = _mm512_cmpeq_epi32_mask(rest, _mm512_set1_epi32(0x7f));
+    const __m512i bits = _mm512_mask_blend_epi32(nan, _mm512_castps_si512(magnitude), _mm512_set1_epi32(0x7fc00000));
+    return {_mm512_castsi512_ps(_mm512_or_si512(bits, _mm512_slli_epi32(_mm512_andnot_si512(rest, x), 24)))};
+  }
+  PE_MEMBER void narrow_f8(F8* p, int n) const {
+    float lanes[kWidth];
+    store(lanes);
+    for (int i = 0; i < n; ++i) from_float(lanes[i], p + i);
   }
   // By integers: the conversion instruction would flush subnormals.
   PE_MEMBER __m256i narrow_bf16() const {

@@ -183,20 +183,20 @@ class AttentionCall {
   float* partials_ = nullptr;
 };
 
-const AttentionKernel& kernel_of(DType dtype, int64_t head_dim) {
+const AttentionKernel& kernel_of(DType dtype, DType stored, int64_t head_dim) {
 #if defined(__x86_64__)
   switch (current_isa()) {
     case Isa::kAmx:
-      return attention_amx(dtype, head_dim);
+      return attention_amx(dtype, stored, head_dim);
     case Isa::kAvx512Bf16:
-      return attention_avx512(dtype, head_dim);
+      return attention_avx512(dtype, stored, head_dim);
     case Isa::kAvx2:
-      return attention_avx2(dtype, head_dim);
+      return attention_avx2(dtype, stored, head_dim);
     case Isa::kGeneric:
       break;
   }
 #endif
-  return attention_generic(dtype, head_dim);
+  return attention_generic(dtype, stored, head_dim);
 }
 
 void check(const PagedAttentionParams& p) {
@@ -208,8 +208,9 @@ void check(const PagedAttentionParams& p) {
                std::to_string(kv.num_kv_heads));
   PE_CHECK(kOp, kv.block_size >= 16 && kv.block_size <= 256 && (kv.block_size & (kv.block_size - 1)) == 0,
            "block_size must be a power of two from 16 to 256, got " + std::to_string(kv.block_size));
-  PE_CHECK(kOp, kv.dtype == p.dtype,
-           std::string("the cache must have the dtype of q, ") + name_of(p.dtype) + ", got " + name_of(kv.dtype));
+  PE_CHECK(
+      kOp, kv.dtype == p.dtype || kv.dtype == DType::kF8E4M3,
+      std::string("the cache must have the dtype of q, ") + name_of(p.dtype) + ", or f8e4m3, got " + name_of(kv.dtype));
   PE_CHECK(kOp, p.window >= 0, "window must not be negative (0: none), got " + std::to_string(p.window));
   PE_CHECK(kOp, p.num_seqs >= 0 && p.num_tokens >= 0, "num_seqs and num_tokens must not be negative");
 }
@@ -221,7 +222,7 @@ void paged_attention(const PagedAttentionParams& params) {
   run(params, [](const PagedAttentionParams& p) {
     static thread_local std::vector<WorkItem> items;
     static thread_local Scratch partials;
-    AttentionCall(p, kernel_of(p.dtype, p.kv.head_dim), &items).run(&partials);
+    AttentionCall(p, kernel_of(p.dtype, p.kv.dtype, p.kv.head_dim), &items).run(&partials);
   });
 }
 

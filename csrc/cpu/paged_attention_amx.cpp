@@ -67,9 +67,9 @@ struct Tiles {
 
 }  // namespace
 
-const AttentionKernel& attention_amx(DType dtype, int64_t head_dim) {
-  if (dtype == DType::kBF16 && head_dim % 32 == 0) return kKernel<Pairs<Tiles>>;
-  return attention_avx512(dtype, head_dim);
+const AttentionKernel& attention_amx(DType dtype, DType stored, int64_t head_dim) {
+  if (dtype == DType::kBF16 && head_dim % 32 == 0) return pairs_kernel<Tiles>(stored);
+  return attention_avx512(dtype, stored, head_dim);
 }
 
 }  // namespace pe::cpu

@@ -4,7 +4,7 @@
 
 namespace pe::cpu {
 
-const AttentionKernel& attention_avx2(DType dtype, int64_t) { return widened_kernel(dtype); }
+const AttentionKernel& attention_avx2(DType dtype, DType stored, int64_t) { return widened_kernel(dtype, stored); }
 
 }  // namespace pe::cpu
 #endif

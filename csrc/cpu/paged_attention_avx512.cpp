@@ -61,9 +61,9 @@ struct DotProducts {
 
 }  // namespace
 
-const AttentionKernel& attention_avx512(DType dtype, int64_t head_dim) {
-  if (dtype == DType::kBF16 && head_dim % 32 == 0) return kKernel<Pairs<DotProducts>>;
-  return widened_kernel(dtype);
+const AttentionKernel& attention_avx512(DType dtype, DType stored, int64_t head_dim) {
+  if (dtype == DType::kBF16 && head_dim % 32 == 0) return pairs_kernel<DotProducts>(stored);
+  return widened_kernel(dtype, stored);
 }
 
 }  // namespace pe::cpu

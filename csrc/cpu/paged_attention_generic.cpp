@@ -3,6 +3,6 @@
 
 namespace pe::cpu {
 
-const AttentionKernel& attention_generic(DType dtype, int64_t) { return widened_kernel(dtype); }
+const AttentionKernel& attention_generic(DType dtype, DType stored, int64_t) { return widened_kernel(dtype, stored); }
 
 }  // namespace pe::cpu

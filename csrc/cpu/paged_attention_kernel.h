@@ -10,6 +10,7 @@
 // few rows.
 #pragma once
 #include <limits>
+#include <type_traits>
 
 #include "math_vector.h"
 #include "paged_attention_tile.h"
@@ -94,6 +95,28 @@ PE_INLINE void prefetch_run(const PagedAttentionParams& p, const KeyRuns& runs, 
       __builtin_prefetch(k + row + byte);
       __builtin_prefetch(v + row + byte);
     }
+  }
+}
+
+// The rows of one run, as elements of T: in the cache itself, or widened into `buffer`, [kRunTokens][kMaxDim].
+constexpr int64_t kMaxDim = 256;
+template <typename T>
+struct RunRows {
+  const T* rows = nullptr;
+  int64_t stride = 0;
+};
+template <typename T, typename Stored>
+PE_INLINE RunRows<T> open_run(const PagedAttentionParams& p, const void* cache, int64_t offset, T* buffer) {
+  const Stored* rows = static_cast<const Stored*>(cache) + offset;
+  if constexpr (std::is_same_v<T, Stored>) {
+    return {rows, p.kv.token_stride};
+  } else {
+    const int64_t dim = p.kv.head_dim;
+    for (int64_t i = 0; i < kRunTokens; ++i) {
+      for (int64_t d = 0; d < dim; d += kWidth)
+        Float::load(rows + i * p.kv.token_stride + d, dim - d).store(buffer + i * kMaxDim + d, dim - d);
+    }
+    return {buffer, kMaxDim};
   }
 }
 
@@ -190,6 +213,8 @@ PE_INLINE void attend_tile(const PagedAttentionParams& p, const QueryTile& tile,
   }
 }
 
+PE_INLINE float scale_of(const float* scales, int64_t kv_head) { return scales ? scales[kv_head] : 1.0f; }
+
 // The softmax of each row over the keys of one chunk, from the empty state.
 template <typename Math>
 void attend(const PagedAttentionParams& p, const QueryTile& tile, int64_t chunk, const float* q, float* kv,
@@ -200,7 +225,8 @@ void attend(const PagedAttentionParams& p, const QueryTile& tile, int64_t chunk,
   std::memset(state.acc, 0, sizeof(float) * rows * padded);
   float* v = kv + kTileTokens * padded;
   RowBlock block;
-  block.q = q, block.k = kv, block.v = v, block.dim = dim, block.scale = p.scale, block.state = state;
+  block.q = q, block.k = kv, block.v = v, block.dim = dim, block.state = state;
+  block.scale = p.scale * scale_of(p.kv.k_scale, tile.kv_head);
   for (int64_t origin = chunk * kChunkTokens; origin < (chunk + 1) * kChunkTokens; origin += kTileTokens) {
     const KeyTile keys = keys_at(p, tile, origin);
     if (keys.begin >= keys.end) continue;
@@ -237,7 +263,7 @@ void store(const PagedAttentionParams& p, const QueryTile& tile, SoftmaxState st
   for (int64_t row = 0; row < tile.num_queries * group; ++row) {
     T* out = static_cast<T*>(p.out) + (tile.first_token + row / group) * p.out_token_stride +
              (tile.kv_head * group + row % group) * p.out_head_stride;
-    const Float inverse = Float::splat(1.0f / state.sum[row]);
+    const Float inverse = Float::splat(1.0f / state.sum[row] * scale_of(p.kv.v_scale, tile.kv_head));
     for (int64_t d = 0; d < dim; d += kWidth) {
       fma(Float::load(state.acc + row * padded + d), inverse, Float::splat(0.0f)).store(out + d, dim - d);
     }

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kPairsPerTile = 16;   // along the summed dimension: 32 elements
 constexpr int64_t kPairTile = 16 * 16;  // pairs
-constexpr int64_t kMaxHeadDim = 256;
 
 // out[rows][16 * n_tiles] = a[rows][k_tiles * 16 pairs] * b[k_tiles][b_tiles][16 pairs][16], of b the first n_tiles of
 // each k. All 16 rows of `a` are readable and all 16 of `out` writable, whatever `rows`.
@@ -84,6 +83,59 @@ PE_INLINE void stage_values(const BF16* v, int64_t token_stride, int64_t dim, co
   }
 }
 
+// e4m3 to bf16 by a table of the 128 magnitudes, 32 elements at a time: through fp32 it would be four times the
+// instructions (measured: decode three times slower).
+class WidenBytes {
+  struct Magnitudes {
+    alignas(64) uint16_t bits[128];
+    Magnitudes() {
+      for (int i = 0; i < 128; ++i) {
+        BF16 wide;
+        from_float(to_float(F8{static_cast<uint8_t>(i)}), &wide);
+        bits[i] = wide.bits;
+      }
+    }
+  };
+
+ public:
+  PE_MEMBER WidenBytes() {
+    static const Magnitudes magnitudes;
+    for (int i = 0; i < 4; ++i) table_[i] = _mm512_load_si512(magnitudes.bits + 32 * i);
+  }
+  PE_MEMBER void operator()(const F8* from, BF16* to) const {
+    const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    const __m512i low = _mm512_permutex2var_epi16(table_[0], x, table_[1]);  // by the lower 6 bits
+    const __m512i high = _mm512_permutex2var_epi16(table_[2], x, table_[3]);
+    const __m512i rest = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(x, _mm512_set1_epi16(0x40)), low, high);
+    const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(x, 8), _mm512_set1_epi16(static_cast<short>(0x8000)));
+    _mm512_store_si512(to, _mm512_or_si512(rest, sign));
+  }
+
+ private:
+  __m512i table_[4];
+};
+
+// The rows of a run, as open_run gives them.
+template <typename Stored>
+struct RunOpener {
+  PE_MEMBER RunRows<BF16> operator()(const PagedAttentionParams& p, const void* cache, int64_t offset,
+                                     BF16* buffer) const {
+    return open_run<BF16, Stored>(p, cache, offset, buffer);
+  }
+};
+template <>
+struct RunOpener<F8> {
+  PE_MEMBER RunRows<BF16> operator()(const PagedAttentionParams& p, const void* cache, int64_t offset,
+                                     BF16* buffer) const {
+    const F8* rows = static_cast<const F8*>(cache) + offset;
+    for (int64_t i = 0; i < kRunTokens; ++i) {
+      for (int64_t d = 0; d < p.kv.head_dim; d += 32) widen(rows + i * p.kv.token_stride + d, buffer + i * kMaxDim + d);
+    }
+    return {buffer, kMaxDim};
+  }
+  WidenBytes widen;
+};
+
 PE_INLINE void round_weights(const float* s, int64_t rows, uint32_t* weights) {
   for (int64_t i = 0; i < rows * kTileTokens; i += 32) {
     const __m512bh pairs = _mm512_cvtne2ps_pbh(_mm512_load_ps(s + i + 16), _mm512_load_ps(s + i));
@@ -91,8 +143,8 @@ PE_INLINE void round_weights(const float* s, int64_t rows, uint32_t* weights) {
   }
 }
 
-// The Math of bf16 with head_dim a multiple of 32. Engine: Session, and multiply(PairProduct).
-template <typename Engine>
+// The Math of bf16 with head_dim a multiple of 32. Engine: Session, and multiply(PairProduct). Stored: of the cache.
+template <typename Engine, typename Stored>
 struct Pairs {
   using Element = BF16;
   using Session = typename Engine::Session;
@@ -108,12 +160,17 @@ struct Pairs {
     const KeyRuns runs = runs_of(p, tile, keys), upcoming = upcoming_runs(p, tile, keys);
     auto* key_tiles = reinterpret_cast<uint32_t*>(k);
     auto* value_tiles = reinterpret_cast<uint32_t*>(v);
+    alignas(64) BF16 buffer[kRunTokens * kMaxDim];
+    const RunOpener<Stored> open;
     for (int64_t r = 0; r < kRunsPerTile; ++r) {
-      prefetch_run<BF16>(p, upcoming, r);
-      const bool wanted = r >= runs.first && r < runs.end;
-      const int64_t offset = wanted ? runs.offset[r] : 0;
-      if (wanted) stage_keys(static_cast<const BF16*>(p.kv.k) + offset, p.kv.token_stride, p.kv.head_dim, r, key_tiles);
-      stage_values(static_cast<const BF16*>(p.kv.v) + offset, p.kv.token_stride, p.kv.head_dim, keys, r, value_tiles);
+      prefetch_run<Stored>(p, upcoming, r);
+      RunRows<BF16> run;  // of a run without keys none is read
+      if (r >= runs.first && r < runs.end) {
+        run = open(p, p.kv.k, runs.offset[r], buffer);
+        stage_keys(run.rows, run.stride, p.kv.head_dim, r, key_tiles);
+        run = open(p, p.kv.v, runs.offset[r], buffer);
+      }
+      stage_values(run.rows, run.stride, p.kv.head_dim, keys, r, value_tiles);
     }
   }
 
@@ -121,7 +178,7 @@ struct Pairs {
     alignas(64) float s[kRows * kTileTokens];
     alignas(64) uint32_t weights[kRows * kTileTokens / 2];
     alignas(64) float decay[kRows] = {};
-    alignas(64) float added[kRows * kMaxHeadDim];
+    alignas(64) float added[kRows * kMaxDim];
     const int64_t dim = block.dim, padded = padded_dim(dim), end = block.end_key();
     PairProduct scores;
     scores.a = reinterpret_cast<const uint32_t*>(block.q), scores.a_stride = dim / 2, scores.rows = block.rows;
@@ -145,6 +202,11 @@ struct Pairs {
     }
   }
 };
+
+template <typename Engine>
+PE_INLINE const AttentionKernel& pairs_kernel(DType stored) {
+  return stored == DType::kF8E4M3 ? kKernel<Pairs<Engine, F8>> : kKernel<Pairs<Engine, BF16>>;
+}
 
 }  // namespace
 }  // namespace pe::cpu

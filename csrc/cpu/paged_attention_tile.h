@@ -55,9 +55,9 @@ struct AttentionKernel {
   void (*store)(const PagedAttentionParams&, const QueryTile&, SoftmaxState);
 };
 
-const AttentionKernel& attention_generic(DType, int64_t head_dim);
-const AttentionKernel& attention_avx2(DType, int64_t head_dim);
-const AttentionKernel& attention_avx512(DType, int64_t head_dim);
-const AttentionKernel& attention_amx(DType, int64_t head_dim);
+const AttentionKernel& attention_generic(DType dtype, DType stored, int64_t head_dim);
+const AttentionKernel& attention_avx2(DType dtype, DType stored, int64_t head_dim);
+const AttentionKernel& attention_avx512(DType dtype, DType stored, int64_t head_dim);
+const AttentionKernel& attention_amx(DType dtype, DType stored, int64_t head_dim);
 
 }  // namespace pe::cpu

@@ -27,18 +27,20 @@ PE_INLINE void transpose_keys(const T* k, int64_t token_stride, int64_t dim, flo
   }
 }
 
-template <typename T>
+template <typename T, typename Stored>
 void stage_kv(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys, float* kt, float* v) {
-  const int64_t dim = p.kv.head_dim, padded = padded_dim(dim), token_stride = p.kv.token_stride;
+  alignas(64) T buffer[kRunTokens * kMaxDim];
+  const int64_t dim = p.kv.head_dim, padded = padded_dim(dim);
   const KeyRuns runs = runs_of(p, tile, keys), upcoming = upcoming_runs(p, tile, keys);
   for (int64_t r = 0; r < kTileTokens / kRunTokens; ++r) {
-    prefetch_run<T>(p, upcoming, r);
+    prefetch_run<Stored>(p, upcoming, r);
     if (r < runs.first || r >= runs.end) continue;
     const int64_t lane = r * kRunTokens;
-    transpose_keys(static_cast<const T*>(p.kv.k) + runs.offset[r], token_stride, dim, kt + lane);
-    const T* values = static_cast<const T*>(p.kv.v) + runs.offset[r];
+    const RunRows<T> run_of_keys = open_run<T, Stored>(p, p.kv.k, runs.offset[r], buffer);
+    transpose_keys(run_of_keys.rows, run_of_keys.stride, dim, kt + lane);
+    const RunRows<T> values = open_run<T, Stored>(p, p.kv.v, runs.offset[r], buffer);
     for (int64_t j = greater(keys.begin, lane); j < lesser(keys.end, lane + kRunTokens); ++j) {
-      const T* row = values + (j - lane) * token_stride;
+      const T* row = values.rows + (j - lane) * values.stride;
       for (int64_t d = 0; d < dim; d += kWidth) Float::load(row + d, dim - d).store(v + j * padded + d);
     }
   }
@@ -128,8 +130,8 @@ void dispatch_rows(const RowBlock& block) {
   attend_rows<kRows>(block);
 }
 
-// The Math of any dtype.
-template <typename T>
+// The Math of any dtype. Stored: of the cache.
+template <typename T, typename Stored>
 struct Widened {
   using Element = T;
   struct Session {};
@@ -145,22 +147,20 @@ struct Widened {
   }
 
   static void stage(const PagedAttentionParams& p, const QueryTile& tile, const KeyTile& keys, float* kt, float* v) {
-    stage_kv<T>(p, tile, keys, kt, v);
+    stage_kv<T, Stored>(p, tile, keys, kt, v);
   }
 
   static void attend(const RowBlock& block) { dispatch_rows(block); }
 };
 
-PE_INLINE const AttentionKernel& widened_kernel(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return kKernel<Widened<float>>;
-    case DType::kF16:
-      return kKernel<Widened<F16>>;
-    case DType::kBF16:
-      break;
-  }
-  return kKernel<Widened<BF16>>;
+template <typename T>
+PE_INLINE const AttentionKernel& widened_kernel_of(DType stored) {
+  return stored == DType::kF8E4M3 ? kKernel<Widened<T, F8>> : kKernel<Widened<T, T>>;
+}
+PE_INLINE const AttentionKernel& widened_kernel(DType dtype, DType stored) {
+  if (dtype == DType::kF32) return widened_kernel_of<float>(stored);
+  if (dtype == DType::kF16) return widened_kernel_of<F16>(stored);
+  return widened_kernel_of<BF16>(stored);
 }
 
 }  // namespace

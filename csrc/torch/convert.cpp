@@ -12,6 +12,7 @@ std::string dtype_text(int32_t dtype) {
   if (dtype == aoti_torch_dtype_float16()) return "float16";
   if (dtype == aoti_torch_dtype_bfloat16()) return "bfloat16";
   if (dtype == aoti_torch_dtype_float64()) return "float64";
+  if (dtype == aoti_torch_dtype_float8_e4m3fn()) return "float8_e4m3fn";
   if (dtype == aoti_torch_dtype_int32()) return "int32";
   if (dtype == aoti_torch_dtype_int64()) return "int64";
   if (dtype == aoti_torch_dtype_uint8()) return "uint8";
@@ -118,6 +119,12 @@ const Arg& Arg::dtype(FloatType* type) const {
   return *this;
 }
 
+DType Arg::kv_dtype(FloatType computed) const {
+  if (torch_dtype() == aoti_torch_dtype_float8_e4m3fn()) return DType::kF8E4M3;
+  dtype(&computed);
+  return computed.value;
+}
+
 const Arg& Arg::dtype(int32_t expected) const {
   const int32_t came = torch_dtype();
   if (came != expected) {
@@ -152,6 +159,10 @@ const Arg& Arg::aligned(size_t bytes) const {
 DType float_type_of(const Call& call, int64_t code) {
   if (code < 0 || code > 2) call.fail("dtype must be 0 (f32), 1 (f16) or 2 (bf16), got " + std::to_string(code));
   return static_cast<DType>(code);
+}
+
+DType kv_type_of(const Call& call, int64_t code) {
+  return code == static_cast<int64_t>(DType::kF8E4M3) ? DType::kF8E4M3 : float_type_of(call, code);
 }
 
 Stream current_stream(const Call& call) {

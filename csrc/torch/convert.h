@@ -65,6 +65,7 @@ class Arg {
   const Arg& shape(std::initializer_list<Dim*> dims) const;
   const Arg& dtype(FloatType* type) const;   // f32, f16 or bf16
   const Arg& dtype(int32_t expected) const;  // an aoti_torch_dtype_*()
+  DType kv_dtype(FloatType computed) const;  // of a cache: `computed`, or float8_e4m3fn
   const Arg& f32() const { return dtype(aoti_torch_dtype_float32()); }
   const Arg& i32() const { return dtype(aoti_torch_dtype_int32()); }
   const Arg& i64() const { return dtype(aoti_torch_dtype_int64()); }
@@ -97,6 +98,7 @@ class Arg {
 };
 
 DType float_type_of(const Call& call, int64_t code);  // of a DType that came as an integer
+DType kv_type_of(const Call& call, int64_t code);     // likewise, of a cache
 
 // CUDA: the stream that torch's current stream is on `device_index`; nullptr for the CPU.
 Stream current_stream(const Call& call);

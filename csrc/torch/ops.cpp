@@ -168,19 +168,22 @@ void embedding(const Tensor out, const Tensor ids, const Tensor weight, int64_t 
 // ---- the KV cache
 // ------------------------------------------------------------------------------------------------------
 
-PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, FloatType dtype) {
+const float* kv_scale(Call& call, const char* name, const MaybeTensor& scale, Dim num_kv_heads) {
+  return scale ? call.arg(name, *scale).shape({&num_kv_heads}).f32().rows().data<float>() : nullptr;
+}
+
+PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, const MaybeTensor& k_scale,
+                      const MaybeTensor& v_scale, FloatType dtype) {
   Dim num_blocks("num_blocks"), num_kv_heads("num_kv_heads"), block_size("block_size"), head_dim("head_dim");
-  const Arg k = call.arg("k_cache", k_cache)
-                    .shape({&num_blocks, &num_kv_heads, &block_size, &head_dim})
-                    .dtype(&dtype)
-                    .rows()
-                    .aligned(16);
+  const Arg k =
+      call.arg("k_cache", k_cache).shape({&num_blocks, &num_kv_heads, &block_size, &head_dim}).rows().aligned(16);
   const Arg v = call.arg("v_cache", v_cache)
                     .shape({&num_blocks, &num_kv_heads, &block_size, &head_dim})
-                    .dtype(&dtype)
+                    .dtype(k.torch_dtype())
                     .rows()
                     .aligned(16);
   PagedKV kv;
+  kv.dtype = k.kv_dtype(dtype);
   kv.k = k.data<void>();
   kv.v = v.data<void>();
   kv.block_stride = k.stride(0);
@@ -190,7 +193,6 @@ PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, 
   kv.block_size = static_cast<int32_t>(block_size);
   kv.num_kv_heads = static_cast<int32_t>(num_kv_heads);
   kv.head_dim = static_cast<int32_t>(head_dim);
-  kv.dtype = dtype.value;
   for (int d = 0; d < 3; ++d) {
     if (k.stride(d) != v.stride(d)) call.fail("k_cache and v_cache must have equal strides");
     if (k.stride(d) * static_cast<int64_t>(size_of(kv.dtype)) % 16 != 0)
@@ -199,18 +201,22 @@ PagedKV make_paged_kv(Call& call, const Tensor& k_cache, const Tensor& v_cache, 
   if (block_size < 16 || block_size > 256 || (block_size & (block_size - 1)) != 0) {
     call.fail("block_size must be 16, 32, 64, 128 or 256, got " + std::to_string(block_size));
   }
+  call.check(kv.dtype == DType::kF8E4M3 || (!k_scale && !v_scale),
+             "k_scale and v_scale are of caches in float8_e4m3fn, which these are not");
+  kv.k_scale = kv_scale(call, "k_scale", k_scale, num_kv_heads);
+  kv.v_scale = kv_scale(call, "v_scale", v_scale, num_kv_heads);
   return kv;
 }
 
 void rope_write_kv(const Tensor qkv, const Tensor positions, const Tensor slot_mapping, const MaybeTensor cos_sin,
                    const Tensor k_cache, const Tensor v_cache, int64_t num_heads, const MaybeTensor q_norm,
-                   const MaybeTensor k_norm, double norm_eps) {
+                   const MaybeTensor k_norm, double norm_eps, const MaybeTensor k_scale, const MaybeTensor v_scale) {
   Call call("rope_write_kv");
   Dim num_tokens("num_tokens"), max_position("max_position"), rotary_dim("rotary_dim");
   FloatType dtype;
   RopeWriteKvParams p;
   const Arg qkv_arg = call.arg("qkv", qkv).dtype(&dtype).rows();
-  p.kv = make_paged_kv(call, k_cache, v_cache, dtype);
+  p.kv = make_paged_kv(call, k_cache, v_cache, k_scale, v_scale, dtype);
   Dim cols("(num_heads + 2 * num_kv_heads) * head_dim", (num_heads + 2 * p.kv.num_kv_heads) * p.kv.head_dim);
   Dim head_dim("head_dim", p.kv.head_dim);
   qkv_arg.shape({&num_tokens, &cols});
@@ -335,7 +341,8 @@ void check_table_room(const Call& call, int64_t max_seq_len, int64_t max_blocks,
 void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache,
                      const Tensor block_tables, const MaybeTensor table_rows, const Tensor query_start,
                      const Tensor seq_lens, int64_t max_seq_len, double scale, int64_t window, const MaybeTensor plan,
-                     const MaybeTensor workspace, bool settled, int64_t turn) {
+                     const MaybeTensor workspace, bool settled, int64_t turn, const MaybeTensor k_scale,
+                     const MaybeTensor v_scale) {
   Call call("paged_attention");
   Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_seqs("num_seqs"),
       starts("num_seqs + 1");
@@ -344,7 +351,7 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   PagedAttentionParams p;
   const Arg q_arg = call.arg("q", q).shape({&num_tokens, &num_heads, &head_dim}).dtype(&dtype).rows().aligned(16);
   const Arg out_arg = call.arg("out", out).shape({&num_tokens, &num_heads, &head_dim}).dtype(&dtype).rows().aligned(16);
-  p.kv = make_paged_kv(call, k_cache, v_cache, dtype);
+  p.kv = make_paged_kv(call, k_cache, v_cache, k_scale, v_scale, dtype);
   if (p.kv.head_dim != head_dim)
     call.fail("q and the caches must have the same head_dim, got " + std::to_string(head_dim) + " and " +
               std::to_string(p.kv.head_dim));
@@ -381,7 +388,7 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   (void)scratch;
 }
 
-// What plan and workspace depend on: upper bounds and head counts, no pointers.
+// What plan and workspace depend on: upper bounds, head counts and the cache's dtype, no pointers.
 [[maybe_unused]] PagedAttentionParams attention_shape(const Call& call, int64_t num_seqs, int64_t num_tokens,
                                                       int64_t max_seq_len, int64_t num_heads, int64_t num_kv_heads,
                                                       int64_t head_dim, int64_t dtype) {
@@ -393,7 +400,7 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   p.num_heads = static_cast<int32_t>(num_heads);
   p.kv.num_kv_heads = static_cast<int32_t>(num_kv_heads);
   p.kv.head_dim = static_cast<int32_t>(head_dim);
-  p.kv.dtype = p.dtype = float_type_of(call, dtype);
+  p.kv.dtype = kv_type_of(call, dtype);
   return p;
 }
 

@@ -22,10 +22,11 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
 
   // qkv [num_tokens, (num_heads + 2 num_kv_heads) head_dim]; positions [num_tokens] int32; slot_mapping [num_tokens]
   // int64; cos_sin [max_position, rotary_dim] f32; caches [num_blocks, num_kv_heads, block_size, head_dim]; norms
-  // [head_dim]
+  // [head_dim]; k_scale, v_scale [num_kv_heads] f32, where the caches are float8_e4m3fn
   m.def(
       "rope_write_kv(Tensor(a!) qkv, Tensor positions, Tensor slot_mapping, Tensor? cos_sin, Tensor(b!) k_cache, "
-      "Tensor(c!) v_cache, int num_heads, Tensor? q_norm, Tensor? k_norm, float norm_eps) -> ()");
+      "Tensor(c!) v_cache, int num_heads, Tensor? q_norm, Tensor? k_norm, float norm_eps, Tensor? k_scale, "
+      "Tensor? v_scale) -> ()");
   // arena [num_parts, num_blocks, ...]; pairs [num_pairs, 2] int32: src, dst; of swap_blocks in host memory
   m.def("copy_blocks(Tensor(a!) arena, Tensor pairs) -> ()");
   m.def("swap_blocks(Tensor(a!) dst, Tensor src, Tensor pairs) -> ()");
@@ -36,7 +37,8 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
       "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor? "
       "table_rows, "
       "Tensor query_start, Tensor seq_lens, int max_seq_len, float scale, int window, Tensor? plan, Tensor(b!)? "
-      "workspace, bool settled, int turn) -> ()");
+      "workspace, bool settled, int turn, Tensor? k_scale, Tensor? v_scale) -> ()");
+  // dtype: of the caches
   m.def(
       "attention_plan(Tensor(a!) plan, Tensor block_tables, Tensor? table_rows, Tensor query_start, Tensor seq_lens, "
       "int block_size, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int head_dim, int window, "

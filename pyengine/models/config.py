@@ -14,6 +14,9 @@ from pyengine.errors import ConfigError, ModelError
 from pyengine.layers.rotary import RopeParameters
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+FP8 = "float8_e4m3fn"  # torch's name of what --kv-cache-dtype fp8 is
+KV_DTYPE_BYTES = {**DTYPE_BYTES, FP8: 1}
+FP8_HEAD_DIMS_ON_CUDA = (64, 128)
 
 MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_HEADS = 2**16, 2**20, 1024, 1024
 MAX_VOCAB, MAX_POSITION, MAX_HEAD_DIM = 2**22, 2**25, 256
@@ -107,9 +110,9 @@ class ModelConfig:
         """Bytes of all weights held in ``dtype``, the rotary table (float32 [max_position, rotary_dim]) included."""
         return self.num_parameters * DTYPE_BYTES[dtype] + self.max_position * self.rope.rotary_dim * 4
 
-    def kv_bytes_per_token(self, dtype: str) -> int:
+    def kv_bytes_per_token(self, kv_dtype: str) -> int:
         """Bytes of K and V over all layers."""
-        return 2 * self.num_layers * self.kv_size * DTYPE_BYTES[dtype]
+        return 2 * self.num_layers * self.kv_size * KV_DTYPE_BYTES[kv_dtype]
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
@@ -138,3 +141,25 @@ def resolve_dtype(requested: str, config: ModelConfig, device: str) -> tuple[str
     if config.dtype in available:
         return config.dtype, None
     return "bfloat16", f"the checkpoint is {config.dtype}; computing in bfloat16 on {device}"
+
+
+def resolve_kv_dtype(requested: str, dtype: str, config: ModelConfig, device: str) -> str:
+    """The element type of the KV cache: ``dtype``, in which the model computes, or FP8.
+
+    ``requested`` is --kv-cache-dtype, ``device`` is "cpu" or "cuda". Raises ConfigError where the device's kernels do
+    not read such a cache.
+    """
+    if requested == "auto":
+        return dtype
+    if device == "cuda" and config.head_dim not in FP8_HEAD_DIMS_ON_CUDA:
+        have = " and ".join(map(str, FP8_HEAD_DIMS_ON_CUDA))
+        raise ConfigError(
+            f"--kv-cache-dtype {requested} works on cuda with a head_dim of {have}, the model has {config.head_dim}; "
+            "leave it at auto"
+        )
+    if config.head_dim % 16:
+        raise ConfigError(
+            f"--kv-cache-dtype {requested} needs a head_dim that is a multiple of 16, the model has {config.head_dim}; "
+            "leave it at auto"
+        )
+    return FP8

@@ -42,6 +42,8 @@ class DecoderLayer:
     norm_after_mlp: torch.Tensor  # the next layer's input norm, or the final norm
     window: int
     turn: int  # 0, 1, 0, 1, ... among the layers of this window, which share a plan
+    k_scale: torch.Tensor | None  # float32 [num_kv_heads], of an fp8 KV cache; None: 1
+    v_scale: torch.Tensor | None
 
 
 class Decoder:
@@ -51,6 +53,7 @@ class Decoder:
         config: what it is.
         weights: every weight by the name that ``parameters`` gave it.
         cos_sin: float32 [max_position, rotary_dim].
+        has_kv_scales: some layer has scales of an fp8 KV cache.
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
@@ -62,6 +65,7 @@ class Decoder:
         self.layers = tuple(self._layer(index) for index in range(config.num_layers))
         self.cos_sin = torch.from_numpy(cos_sin_table(config.rope, config.max_position)).to(self.first_norm.device)
         self.scale = config.head_dim**-0.5
+        self.has_kv_scales = any(layer.k_scale is not None or layer.v_scale is not None for layer in self.layers)
 
     @staticmethod
     def parameters(config: ModelConfig) -> list[Parameter]:
@@ -92,6 +96,8 @@ class Decoder:
             norm_after_mlp=self.weights[next_norm],
             window=window,
             turn=self.config.layer_windows[:index].count(window) % 2,
+            k_scale=weight("k_scale"),
+            v_scale=weight("v_scale"),
         )
 
     def forward(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
@@ -128,10 +134,13 @@ class Decoder:
             layer.q_norm,
             layer.k_norm,
             config.norm_eps,
+            layer.k_scale,
+            layer.v_scale,
         )
         q = qkv[:, : config.q_size].view(-1, config.num_heads, config.head_dim)
-        meta = ctx.attention_for(layer.window)
-        out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, settled=True, turn=layer.turn)
+        meta, scales = ctx.attention_for(layer.window), {"k_scale": layer.k_scale, "v_scale": layer.v_scale}
+        order = {"settled": True, "turn": layer.turn}
+        out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, **order, **scales)
         return out.view(-1, config.q_size)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

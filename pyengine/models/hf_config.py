@@ -19,7 +19,6 @@ from pyengine.models.registry import find_architecture
 
 _MAX_JSON_BYTES = 16 * 2**20
 _REFUSED = (
-    "quantization_config",
     "compression_config",
     "attention_bias",
     "mlp_bias",
@@ -60,6 +59,8 @@ def parse(values: dict[str, Any], where: str, generation: Fields | None = None) 
     architecture = find_architecture(tuple(hf.strings("architectures", ())), where)
     for key in _REFUSED:
         hf.refuse(key)
+    if not _quantizes_only_the_kv_cache(hf):
+        hf.refuse("quantization_config")
     hf.refuse("hidden_act", (None, "silu", "swish"))
     vocab_size = hf.integer("vocab_size", 1, limits.MAX_VOCAB)
     hidden_size = hf.integer("hidden_size", 1, limits.MAX_HIDDEN)
@@ -94,6 +95,20 @@ def parse(values: dict[str, Any], where: str, generation: Fields | None = None) 
         bos_token_id=next(iter(hf.token_ids("bos_token_id", vocab_size)), None),
         eos_token_ids=tuple(dict.fromkeys(eos)),
     )
+
+
+def _quantizes_only_the_kv_cache(hf: Fields) -> bool:
+    """compressed-tensors with a static fp8 scheme for the KV cache and none for weights or activations: the weights
+    are plain, and the scales are there for whoever runs with --kv-cache-dtype fp8.
+    """
+    value = hf.values.get("quantization_config")
+    if not isinstance(value, dict) or value.get("quant_method") != "compressed-tensors":
+        return False
+    scheme, groups = value.get("kv_cache_scheme"), value.get("config_groups")
+    if not isinstance(scheme, dict) or groups:
+        return False
+    wanted = {"num_bits": 8, "type": "float", "symmetric": True}
+    return all(scheme.get(key) == each for key, each in wanted.items()) and not scheme.get("dynamic")
 
 
 def _divide(hf: Fields, hidden_size: int, num_heads: int) -> int:

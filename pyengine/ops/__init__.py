@@ -76,6 +76,7 @@ from pyengine.ops.logits import (  # noqa: E402 - looks its ops up, which only n
 
 _C = torch.ops.pyengine
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # pe::DType
+_KV_DTYPE_CODES = {**_DTYPE_CODES, torch.float8_e4m3fn: 3}
 
 # Bound once: looking an overload up costs more than some of the ops.
 _rms_norm, _silu_mul = _C.rms_norm.default, _C.silu_mul.default
@@ -208,6 +209,8 @@ def rope_write_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     norm_eps: float = 0.0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> None:
     """QK-norm, RoPE (arXiv 2104.09864, half-split pairing) and the write to the paged cache, in one pass over ``qkv``.
 
@@ -220,10 +223,26 @@ def rope_write_kv(
         positions: [num_tokens] absolute positions, below max_position.
         slot_mapping: [num_tokens] int64.
         cos_sin: [max_position, rotary_dim] float32, cos in the first half and sin in the second; None: no rotation.
-        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous.
+        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous;
+            of qkv's dtype or float8_e4m3fn, which saturates at 448.
         q_norm, k_norm: [head_dim] weights of a per-head RMSNorm before the rotation (Qwen3), or None.
+        k_scale, v_scale: [num_kv_heads] float32, where the caches are float8_e4m3fn: what they hold is k / k_scale and
+            v / v_scale. None: 1.
     """
-    _rope_write_kv(qkv, positions, slot_mapping, cos_sin, k_cache, v_cache, num_heads, q_norm, k_norm, norm_eps)
+    _rope_write_kv(
+        qkv,
+        positions,
+        slot_mapping,
+        cos_sin,
+        k_cache,
+        v_cache,
+        num_heads,
+        q_norm,
+        k_norm,
+        norm_eps,
+        k_scale,
+        v_scale,
+    )
 
 
 def copy_blocks(arena: Tensor, pairs: Tensor) -> None:
@@ -257,7 +276,7 @@ def attention_buffer_bytes(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device | str,
 ) -> tuple[int, int]:
     """Bytes of the plan and of the workspace that ``make_attention_buffers`` would allocate; (0, 0) on the CPU."""
@@ -265,7 +284,7 @@ def attention_buffer_bytes(
         return 0, 0
     return tuple(
         _C.attention_buffer_bytes(
-            max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, _dtype_code(dtype)
+            max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, _kv_dtype_code(kv_dtype)
         )
     )
 
@@ -277,12 +296,15 @@ def make_attention_buffers(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
-    """Plan and workspace of paged attention for steps up to these bounds: uint8 tensors, empty ones on the CPU."""
+    """Plan and workspace of paged attention for steps up to these bounds: uint8 tensors, empty ones on the CPU.
+
+    kv_dtype: of the caches.
+    """
     plan_bytes, workspace_bytes = attention_buffer_bytes(
-        max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, dtype, device
+        max_num_seqs, max_num_tokens, max_seq_len, num_heads, num_kv_heads, head_dim, kv_dtype, device
     )
     return (
         torch.empty(plan_bytes, dtype=torch.uint8, device=device),
@@ -297,11 +319,13 @@ def attention_plan(
     head_dim: int,
     block_size: int,
     window: int,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
 ) -> None:
     """Fill ``meta.plan`` on the device: which CTA takes which chunks, and which chunks are read for many sequences at
     once because their block tables begin with the same blocks. Once per step, after its block tables are written; a
     no-op on the CPU.
+
+    kv_dtype: of the caches.
     """
     if meta.query_start.is_cuda:
         _attention_plan(
@@ -317,7 +341,7 @@ def attention_plan(
             num_kv_heads,
             head_dim,
             window,
-            _dtype_code(dtype),
+            _kv_dtype_code(kv_dtype),
         )
 
 
@@ -330,6 +354,8 @@ def paged_attention(
     window: int = 0,
     settled: bool = False,
     turn: int = 0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180),
     batch-invariant.
@@ -339,13 +365,16 @@ def paged_attention(
 
     Args:
         q: [num_tokens, num_heads, head_dim], any token and head stride.
-        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous.
-        meta: on CUDA with plan and workspace, the plan filled by ``attention_plan`` for these head counts and this
-            window.
+        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], equal strides, last dimension contiguous;
+            of q's dtype or float8_e4m3fn (on CUDA with a head_dim of 64 or 128).
+        meta: on CUDA with plan and workspace, the plan filled by ``attention_plan`` for these head counts, this window
+            and the caches' dtype.
         settled: ``meta`` and its plan were complete before the op in front of this one, which is ``rope_write_kv``;
             on CUDA they are then read while that one still runs.
         turn: 0, 1, 0, 1, ... for the calls with one plan, from ``attention_plan`` on. On CUDA a call out of turn is an
             error of the device, which nothing survives.
+        k_scale, v_scale: [num_kv_heads] float32, where the caches are float8_e4m3fn: they hold k / k_scale and
+            v / v_scale. None: 1.
 
     Returns:
         [num_tokens, num_heads, head_dim], contiguous.
@@ -367,6 +396,8 @@ def paged_attention(
         meta.workspace,
         settled,
         turn,
+        k_scale,
+        v_scale,
     )
     return out
 
@@ -543,3 +574,10 @@ def _dtype_code(dtype: torch.dtype) -> int:
         return _DTYPE_CODES[dtype]
     except KeyError:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}") from None
+
+
+def _kv_dtype_code(dtype: torch.dtype) -> int:
+    try:
+        return _KV_DTYPE_CODES[dtype]
+    except KeyError:
+        raise ValueError(f"kv_dtype must be float32, float16, bfloat16 or float8_e4m3fn, got {dtype}") from None

@@ -23,6 +23,8 @@ from pyengine.ops.reference_logits import (  # noqa: F401
 )
 from pyengine.ops.types import AttentionMetadata, PackedWeight, StepTensors
 
+E4M3_MAX = 448.0  # the largest finite float8_e4m3fn
+
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -85,6 +87,8 @@ def rope_write_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     norm_eps: float = 0.0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> None:
     _, num_kv_heads, block_size, head_dim = k_cache.shape
     for token, slot in enumerate(slot_mapping.tolist()):
@@ -100,8 +104,17 @@ def rope_write_kv(
             q, k = _rotate(q, cos_sin[positions[token]]), _rotate(k, cos_sin[positions[token]])
         heads[:num_heads] = q.to(qkv.dtype)
         block, offset = divmod(slot, block_size)
-        k_cache[block, :, offset] = k.to(k_cache.dtype)
-        v_cache[block, :, offset] = v.to(v_cache.dtype)
+        k_cache[block, :, offset] = _stored(k, k_scale, k_cache.dtype)
+        v_cache[block, :, offset] = _stored(v, v_scale, v_cache.dtype)
+
+
+def _stored(heads: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``heads`` [num_kv_heads, head_dim] as a cache of ``dtype`` holds them: float8_e4m3fn saturates, NaN stays NaN."""
+    if scale is not None:
+        heads = heads / scale[:, None]
+    if dtype == torch.float8_e4m3fn:
+        heads = heads.float().clamp(-E4M3_MAX, E4M3_MAX)
+    return heads.to(dtype)
 
 
 def _normalise(heads: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -133,7 +146,7 @@ def make_attention_buffers(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     empty = torch.empty(0, dtype=torch.uint8, device=device)
@@ -147,7 +160,7 @@ def attention_plan(
     head_dim: int,
     block_size: int,
     window: int,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
 ) -> None:
     """The reference plans nothing."""
 
@@ -161,6 +174,8 @@ def paged_attention(
     window: int = 0,
     settled: bool = False,
     turn: int = 0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Rows of padding tokens are zeros here; the ops leave them undefined."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
@@ -169,16 +184,18 @@ def paged_attention(
         begin, end = starts[s], starts[s + 1]
         if end > begin:
             row = s if meta.table_rows is None else int(meta.table_rows[s])
-            keys, values = (_gather_sequence(cache, meta.block_tables[row], seq_len) for cache in (k_cache, v_cache))
+            keys = _gather_sequence(k_cache, k_scale, meta.block_tables[row], seq_len)
+            values = _gather_sequence(v_cache, v_scale, meta.block_tables[row], seq_len)
             out[begin:end] = _attend(q[begin:end], keys, values, scale, window).to(q.dtype)
     return out
 
 
-def _gather_sequence(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
-    """The first ``seq_len`` tokens of a sequence, [seq_len, num_kv_heads, head_dim]."""
+def _gather_sequence(cache: Tensor, scale: Tensor | None, block_table: Tensor, seq_len: int) -> Tensor:
+    """The first ``seq_len`` tokens of a sequence, [seq_len, num_kv_heads, head_dim], as they are meant: times scale."""
     num_blocks = math.ceil(seq_len / cache.shape[2])
     blocks = cache[block_table[:num_blocks].long()]  # [num_blocks, num_kv_heads, block_size, head_dim]
-    return _wide(blocks.transpose(1, 2).flatten(0, 1)[:seq_len])
+    tokens = _wide(blocks.transpose(1, 2).flatten(0, 1)[:seq_len])
+    return tokens if scale is None else tokens * scale[:, None]
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int) -> Tensor:

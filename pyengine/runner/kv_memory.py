@@ -51,12 +51,14 @@ def plan_memory(
     total_bytes: int,
     free_bytes: int,
     workspace_bytes: int = 0,
+    kv_dtype: str | None = None,
 ) -> MemoryPlan:
     """Decide the sizes of KV cache and step for ``model`` in ``dtype`` on a device.
 
     Args:
         total_bytes, free_bytes: of the device now, before anything is loaded.
         workspace_bytes: attention plan and workspace, asked from the kernels.
+        kv_dtype: element type of the KV cache; None: ``dtype``.
 
     Raises:
         ConfigError: it cannot fit, or a flag asks for more than fits; the text has the numbers and the flags.
@@ -71,7 +73,7 @@ def plan_memory(
     }
     if device_kind == "cuda":
         ledger["graphs and libraries"] = CUDA_OVERHEAD_BYTES
-    block_bytes = model.kv_bytes_per_token(dtype) * config.block_size
+    block_bytes = model.kv_bytes_per_token(kv_dtype or dtype) * config.block_size
     kv_bytes = _kv_bytes(config, ledger, device_kind, total_bytes, free_bytes)
     num_blocks = kv_bytes // block_bytes
     max_model_len, warnings = _context_length(config, model, num_blocks, kv_bytes)

@@ -49,6 +49,7 @@ class ModelRunner:
     Args:
         model: as ``models.loader.load_model`` returns it.
         device: where its weights are.
+        kv_dtype: element type of the KV cache.
         plan: sizes of cache and step.
         enforce_eager: never capture.
         num_host_blocks: of the host tier.
@@ -59,7 +60,7 @@ class ModelRunner:
         model,
         config: ModelConfig,
         device: torch.device,
-        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         plan: MemoryPlan,
         enforce_eager: bool = False,
         num_host_blocks: int = 0,
@@ -70,7 +71,7 @@ class ModelRunner:
         # A block holds all layers side by side: copying or swapping a block is one contiguous copy.
         self._arena = _empty_arena(
             (plan.num_blocks, config.num_layers, 2, config.num_kv_heads, plan.block_size, config.head_dim),
-            dtype,
+            kv_dtype,
             device,
         )
         self.host_arena = HostArena(self._arena, num_host_blocks)
@@ -82,7 +83,7 @@ class ModelRunner:
         self._sampler = Sampler(plan.max_num_seqs, config.vocab_size, device, self._staging.upload)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._prompts = PromptReader(model.logits, plan.max_num_seqs, self._staging.upload)
-        self._dtype = dtype
+        self._kv_dtype = kv_dtype
         attention_plan, self._workspace = ops.make_attention_buffers(
             plan.max_num_seqs,
             plan.max_num_batched_tokens,
@@ -90,7 +91,7 @@ class ModelRunner:
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
-            dtype,
+            kv_dtype,
             device,
         )
         # Layers of one window share a plan; all layers share the workspace, since they run one after another.
@@ -176,7 +177,7 @@ class ModelRunner:
         )
         config = self._config
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        ops.attention_plan(meta, *heads, self._plan.block_size, window, self._dtype)
+        ops.attention_plan(meta, *heads, self._plan.block_size, window, self._kv_dtype)
         return meta
 
 

@@ -24,6 +24,7 @@ namespace {
 using namespace pe;
 using cpu::BF16;
 using cpu::F16;
+using cpu::F8;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 int num_failures = 0;
@@ -56,6 +57,8 @@ class Array {
         return at<float>(i);
       case DType::kF16:
         return cpu::to_float(at<F16>(i));
+      case DType::kF8E4M3:
+        return cpu::to_float(at<F8>(i));
       case DType::kBF16:
         break;
     }
@@ -67,6 +70,8 @@ class Array {
         return put<float>(i, x);
       case DType::kF16:
         return put<F16>(i, x);
+      case DType::kF8E4M3:
+        return put<F8>(i, x);
       case DType::kBF16:
         break;
     }

@@ -4,37 +4,10 @@ logits are close.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from engine_helpers import generate
+from engine_helpers import generate, ragged_jobs
 
 from pyengine import ops
-from pyengine.sampling_params import SamplingParams
-
-
-def _jobs() -> dict[str, tuple[list[int], SamplingParams]]:
-    """Greedy and seeded requests of ragged lengths; some share prefixes, some ask for several sequences."""
-    rng = np.random.default_rng(5)
-    shared = rng.integers(0, 500, 200).tolist()
-    jobs = {}
-    for i, length in enumerate([1, 2, 15, 16, 17, 31, 33, 63, 64, 100, 255, 256, 257, 300, 520]):
-        prompt = (
-            rng.integers(0, 500, length).tolist()
-            if i % 3
-            else (shared[: length // 2] + rng.integers(0, 500, length - length // 2).tolist())
-        )
-        greedy = i % 2 == 0
-        params = SamplingParams(
-            temperature=0.0 if greedy else 0.9,
-            top_p=1.0 if greedy else 0.9,
-            top_k=0 if i % 4 else 40,
-            seed=i,
-            max_tokens=20,
-            n=3 if i % 5 == 4 and not greedy else 1,
-            ignore_eos=True,
-        )
-        jobs[f"r{i}"] = (prompt, params)
-    return jobs
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +15,7 @@ def alone(make_engine):
     """Every request by itself, whole, uncached, op by op: the truth the other runs must reproduce."""
     engine = make_engine(prefix_caching=False, enforce_eager=True, max_num_batched_tokens=1024)
     tokens = {}
-    for name, job in _jobs().items():
+    for name, job in ragged_jobs().items():
         tokens |= generate(engine, {name: job})
     return tokens
 
@@ -80,7 +53,7 @@ def test_the_model_is_a_hard_case(alone):
 )
 def test_tokens_do_not_depend_on(options, alone, make_engine):
     engine = make_engine(**options)
-    jobs = _jobs()
+    jobs = ragged_jobs()
     assert generate(engine, jobs) == alone
     if "kv_cache_memory" in options:
         assert engine.stats().num_preemptions > 0, "nothing was preempted: the case tests nothing"
@@ -107,14 +80,14 @@ def test_tokens_do_not_depend_on_when_the_host_waits(options, alone, make_engine
     """The other order than the device's own: overlapped on a CPU, one step after the other on a GPU."""
     engine = make_engine(**options)
     engine._overlap = not engine._overlap
-    assert generate(engine, _jobs()) == alone
-    assert generate(engine, _jobs()) == alone, "the second time, much is found in the cache"
+    assert generate(engine, ragged_jobs()) == alone
+    assert generate(engine, ragged_jobs()) == alone, "the second time, much is found in the cache"
     assert bool(engine.stats().num_swapped_in) == ("cpu_cache_gb" in options)
 
 
 def test_tokens_do_not_depend_on_the_order_of_arrival(alone, make_engine):
     engine = make_engine()
-    jobs = _jobs()
+    jobs = ragged_jobs()
     assert generate(engine, dict(reversed(jobs.items()))) == alone
 
 
@@ -124,7 +97,7 @@ def test_tokens_do_not_depend_on_the_number_of_threads(alone, make_engine, backe
     before = ops.num_threads()
     engine = make_engine(num_threads=1)
     try:
-        assert generate(engine, _jobs()) == alone
+        assert generate(engine, ragged_jobs()) == alone
     finally:
         ops.set_num_threads(before)
 
@@ -134,7 +107,7 @@ def test_a_prefix_cache_hit_in_the_middle_of_a_running_batch(alone, make_engine)
     from pyengine.protocol import Request
 
     engine = make_engine(max_num_batched_tokens=128)
-    jobs = _jobs()
+    jobs = ragged_jobs()
     tokens = {
         (f"{wave}-{name}", i): [] for wave in (1, 2) for name, (_, params) in jobs.items() for i in range(params.n)
     }
@@ -169,4 +142,4 @@ def tuned(backend):
 )
 def test_choices_of_speed_change_no_token(make_engine, alone, tuned, values, eager):
     tuned(**values)
-    assert generate(make_engine(enforce_eager=eager), _jobs()) == alone
+    assert generate(make_engine(enforce_eager=eager), ragged_jobs()) == alone

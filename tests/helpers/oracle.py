@@ -55,5 +55,5 @@ class Poisoned:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equality of representation: tells 0.0 from -0.0 and lets NaN equal itself."""
-    width = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(width), b.contiguous().view(width))

@@ -20,6 +20,8 @@ class PagedCase:
     v_cache: Tensor
     meta: AttentionMetadata
     scale: float
+    k_scale: Tensor | None = None  # of caches in float8_e4m3fn
+    v_scale: Tensor | None = None
 
     def share_blocks(self, sequences: list[int], num_blocks: int) -> None:
         """Lets the tables of ``sequences`` begin with the same physical blocks, those of the first of them."""
@@ -35,10 +37,10 @@ class PagedCase:
         """The op's rows of live tokens."""
         num_heads, head_dim = self.q.shape[1:]
         num_kv_heads, block_size = self.k_cache.shape[1:3]
-        ops.attention_plan(self.meta, num_heads, num_kv_heads, head_dim, block_size, window, self.q.dtype)
-        return ops.paged_attention(self.q, self.k_cache, self.v_cache, self.meta, self.scale, window)[
-            : self.num_queries
-        ]
+        ops.attention_plan(self.meta, num_heads, num_kv_heads, head_dim, block_size, window, self.k_cache.dtype)
+        scales = {"k_scale": self.k_scale, "v_scale": self.v_scale}
+        out = ops.paged_attention(self.q, self.k_cache, self.v_cache, self.meta, self.scale, window, **scales)
+        return out[: self.num_queries]
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,16 @@ def paged_case(
     device: str,
     block_size: int = 16,
     num_padding: int = 0,
+    kv_dtype: torch.dtype | None = None,
 ) -> PagedCase:
-    """``lengths`` holds (num_queries, seq_len) per sequence; ``num_padding`` rows of NaN follow the live queries."""
+    """``lengths`` holds (num_queries, seq_len) per sequence; ``num_padding`` rows of NaN follow the live queries.
+
+    kv_dtype: of the caches; None: dtype.
+    """
+    kv_dtype = kv_dtype or dtype
     num_blocks_of = [-(-seq_len // block_size) for _, seq_len in lengths]
     num_blocks = sum(num_blocks_of) + 3
-    k_cache, v_cache = empty_caches(num_blocks, block_size, heads, dtype, device)
+    k_cache, v_cache = empty_caches(num_blocks, block_size, heads, kv_dtype, device)
     ids = torch.randperm(num_blocks).tolist()
     max_blocks = max(num_blocks_of, default=0) + 1
     tables = torch.full(
@@ -81,7 +88,7 @@ def paged_case(
         for cache in (k_cache, v_cache):
             for i, block in enumerate(blocks):
                 live = min(block_size, seq_len - i * block_size)
-                cache[block, :, :live] = torch.randn(heads.num_kv_heads, live, heads.head_dim).to(dtype)
+                cache[block, :, :live] = torch.randn(heads.num_kv_heads, live, heads.head_dim).to(kv_dtype)
     num_queries = [n for n, _ in lengths]
     num_tokens = sum(num_queries) + num_padding
     width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
@@ -98,7 +105,7 @@ def paged_case(
         heads.num_heads,
         heads.num_kv_heads,
         heads.head_dim,
-        dtype,
+        kv_dtype,
         device,
     )
     meta = AttentionMetadata(

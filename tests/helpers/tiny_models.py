@@ -61,7 +61,9 @@ def load(folder: Path, dtype: str = "float32", device: str = "cpu", **kwargs: ob
 class PagedRun:
     """Sequences with their cache blocks handed out in random order from a poisoned pool."""
 
-    def __init__(self, model, sequences: Iterable[Iterable[int]], seed: int = 0) -> None:
+    def __init__(
+        self, model, sequences: Iterable[Iterable[int]], seed: int = 0, kv_dtype: torch.dtype | None = None
+    ) -> None:
         self.model, config = model, model.config
         self.sequences = [list(s) for s in sequences]
         self.num_computed = [0] * len(self.sequences)
@@ -71,9 +73,10 @@ class PagedRun:
         order = torch.randperm(num_blocks, generator=generator)[: max_blocks * len(self.sequences)]
         self.block_tables = order.view(len(self.sequences), max_blocks).to(torch.int32)
         shape = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        self.device, dtype = model.first_norm.device, model.first_norm.dtype
+        self.device = model.first_norm.device
+        self.kv_dtype = kv_dtype or model.first_norm.dtype
         self.block_tables = self.block_tables.to(self.device)
-        poison = torch.full((config.num_layers, 2, *shape), torch.nan, dtype=dtype, device=self.device)
+        poison = torch.full((config.num_layers, 2, *shape), torch.nan, dtype=self.kv_dtype, device=self.device)
         self.kv_caches = tuple((k, v) for k, v in poison)
 
     def step(self, num_new: list[int], output_rows: list[int] | None = None) -> torch.Tensor:
@@ -106,7 +109,7 @@ class PagedRun:
             query_start[-1],
             max(self.num_computed),
         )
-        heads, dtype = (config.num_heads, config.num_kv_heads, config.head_dim), self.model.first_norm.dtype
+        heads, dtype = (config.num_heads, config.num_kv_heads, config.head_dim), self.kv_dtype
         plan, workspace = ops.make_attention_buffers(num_seqs, num_tokens, max_seq_len, *heads, dtype, self.device)
         seq_lens = self._int32(self.num_computed)
         meta = ops.AttentionMetadata(

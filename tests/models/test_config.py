@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyengine.errors import ConfigError, ModelError
 from pyengine.layers.rotary import inverse_frequencies
 from pyengine.models import hf_config
-from pyengine.models.config import ModelConfig, load_model_config, resolve_dtype
+from pyengine.models.config import FP8, ModelConfig, load_model_config, resolve_dtype, resolve_kv_dtype
 from pyengine.models.registry import supported_architectures
 
 LLAMA_8B = {
@@ -128,6 +128,43 @@ def test_refusals_name_file_key_and_value(key):
     with pytest.raises(ModelError, match=text) as error:
         parse(**{key: value})
     assert str(error.value).startswith("config.json: ") and "\n" not in str(error.value)
+
+
+KV_ONLY = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {},
+    "kv_cache_scheme": {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "tensor"},
+}
+
+
+def test_a_checkpoint_with_scales_for_an_fp8_kv_cache_alone_is_plain():
+    assert parse(quantization_config=KV_ONLY) == parse()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
+        {"kv_cache_scheme": None},
+        {"kv_cache_scheme": {**KV_ONLY["kv_cache_scheme"], "type": "int"}},
+        {"kv_cache_scheme": {**KV_ONLY["kv_cache_scheme"], "dynamic": True}},
+        {"quant_method": "fp8"},
+    ],
+)
+def test_other_quantization_is_refused(change):
+    with pytest.raises(ModelError, match=r"quantization_config=.* is not supported"):
+        parse(quantization_config={**KV_ONLY, **change})
+
+
+def test_kv_dtypes():
+    config, odd = parse(), parse(head_dim=96)
+    assert resolve_kv_dtype("auto", "float32", config, "cpu") == "float32"
+    assert resolve_kv_dtype("fp8", "bfloat16", config, "cuda") == FP8
+    assert resolve_kv_dtype("fp8_e4m3", "bfloat16", odd, "cpu") == FP8
+    with pytest.raises(ConfigError, match=r"fp8 works on cuda with a head_dim of 64 and 128.* has 96"):
+        resolve_kv_dtype("fp8", "bfloat16", odd, "cuda")
+    with pytest.raises(ConfigError, match="multiple of 16, the model has 40"):
+        resolve_kv_dtype("fp8", "bfloat16", parse(head_dim=40), "cpu")
 
 
 @pytest.mark.parametrize(

@@ -4,54 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_cases import BS, CASES, RAGGED_PROMPTS, alone, truth_and_plain
 from oracle import assert_accurate, same_bits
 from paged import Heads, PagedCase, paged_case
 
 from pyengine import ops
-from pyengine.ops import AttentionMetadata, reference
-
-BS = 16
-RAGGED = [1, BS - 1, BS, BS + 1, 2 * BS + 3]
-DECODES = [(1, n) for n in [*RAGGED, 255, 256, 257, 700]]
-PREFILLS = [(n, n) for n in RAGGED]
-CHUNKS = [(7, 20), (16, 300), (33, 280), (2, 2), (70, 513)]  # later chunks of a prompt
-CASES = {
-    "decodes": DECODES,
-    "prefills": PREFILLS,
-    "chunks": CHUNKS,
-    "mixed": [*CHUNKS[:3], *DECODES[:5], *PREFILLS[:2]],
-    "one": [(1, 1)],
-}
-
-
-def truth_and_plain(case: PagedCase, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The float64 result of the same inputs, and what plain torch makes of them in their own dtype."""
-    live = case.num_queries
-    truth = reference.paged_attention(
-        case.q.double(), case.k_cache.double(), case.v_cache.double(), case.meta, case.scale, window
-    )[:live]
-    return truth, plain_attention(case, window)
-
-
-def plain_attention(case: PagedCase, window: int) -> torch.Tensor:
-    """Dense attention per sequence with every intermediate result in the tensors' dtype."""
-    meta, rows = case.meta, []
-    group = case.q.shape[1] // case.k_cache.shape[1]
-    for s, seq_len in enumerate(meta.seq_lens.tolist()):
-        begin, end = meta.query_start[s : s + 2].tolist()
-        blocks = meta.block_tables[meta.table_rows[s]][: -(-seq_len // case.k_cache.shape[2])].long()
-        k, v = (
-            c[blocks].transpose(1, 2).flatten(0, 1)[:seq_len].repeat_interleave(group, 1)
-            for c in (case.k_cache, case.v_cache)
-        )
-        scores = torch.einsum("qhd,khd->hqk", case.q[begin:end], k) * case.scale
-        at, key = (
-            torch.arange(seq_len - end + begin, seq_len, device=k.device)[:, None],
-            torch.arange(seq_len, device=k.device),
-        )
-        hidden = (key > at) | ((key <= at - window) if window else False)
-        rows.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v))
-    return torch.cat(rows)
 
 
 @pytest.mark.parametrize("lengths", CASES.values(), ids=CASES)
@@ -86,29 +43,6 @@ def test_large_scores_do_not_overflow(device, dtype):
     assert_accurate(case.attend(), *truth_and_plain(case, 0))
 
 
-def alone(case: PagedCase, s: int, first: int, last: int, device: str) -> PagedCase:
-    """Queries [first, last) of sequence ``s`` as a step of its own; the cache is the same."""
-    meta = case.meta
-    begin, end = meta.query_start[s : s + 2].tolist()
-    seq_len = int(meta.seq_lens[s]) - (end - begin) + last
-    heads, head_dim = case.q.shape[1:]
-    starts = torch.tensor([0, last - first], dtype=torch.int32, device=device)
-    seq_lens = torch.tensor([seq_len], dtype=torch.int32, device=device)
-    buffers = ops.make_attention_buffers(
-        1, last - first, meta.max_seq_len, heads, case.k_cache.shape[1], head_dim, case.q.dtype, device
-    )
-    single = AttentionMetadata(
-        meta.block_tables,
-        meta.table_rows[s : s + 1].contiguous(),
-        starts,
-        seq_lens,
-        last - first,
-        meta.max_seq_len,
-        *buffers,
-    )
-    return PagedCase(case.q[begin + first : begin + last], case.k_cache, case.v_cache, single, case.scale)
-
-
 @pytest.mark.parametrize("window", [0, 40])
 def test_sequence_does_not_depend_on_its_neighbours(device, dtype, window):
     lengths = CASES["mixed"]
@@ -134,9 +68,6 @@ def test_row_does_not_depend_on_chunking(device, dtype, lengths, window):
             assert same_bits(alone(case, 0, first, last, device).attend(window), whole[first:last]), (
                 f"rows {first}..{last} of {size}"
             )
-
-
-RAGGED_PROMPTS = [(33, 33), (64, 64), (65, 300), (130, 257), (129, 577)]  # beside the borders of 64 and 256 keys
 
 
 @pytest.mark.parametrize("window", [0, 1, 90])

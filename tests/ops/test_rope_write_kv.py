@@ -6,26 +6,10 @@ import pytest
 import torch
 from oracle import Poisoned, assert_accurate, same_bits
 from paged import Heads, empty_caches
+from rope_cases import step, table
 
 from pyengine import ops
 from pyengine.ops import reference
-
-MAX_POSITION = 200
-
-
-def table(rotary_dim, device):
-    angles = torch.outer(
-        torch.arange(MAX_POSITION).double(), 10000.0 ** -(torch.arange(0, rotary_dim, 2).double() / rotary_dim)
-    )
-    return torch.cat((angles.cos(), angles.sin()), dim=1).float().to(device)
-
-
-def step(num_tokens, num_blocks, block_size, device):
-    """Random positions and distinct slots; every third token is padding."""
-    positions = torch.randint(0, MAX_POSITION, (num_tokens,), dtype=torch.int32)
-    slots = torch.randperm(num_blocks * block_size)[:num_tokens]
-    slots[::3] = -1
-    return positions.to(device), slots.to(device)
 
 
 @pytest.mark.parametrize("heads", [Heads(4, 2, 64), Heads(3, 1, 128), Heads(9, 3, 64)])

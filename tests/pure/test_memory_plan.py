@@ -8,7 +8,7 @@ import pytest
 
 from pyengine.config import EngineConfig, format_bytes, parse_bytes
 from pyengine.errors import ConfigError
-from pyengine.models.config import load_model_config
+from pyengine.models.config import FP8, load_model_config
 from pyengine.runner.kv_memory import plan_memory
 
 SHAPES = Path(__file__).resolve().parents[2] / "bench" / "shapes"
@@ -30,6 +30,13 @@ def test_an_80_gib_gpu_holds_what_the_utilization_leaves(llama):
     used = sum(plan.ledger.values())
     assert used <= 0.92 * 80 * GIB - GIB and used > 0.92 * 80 * GIB - GIB - plan.block_bytes
     assert plan.max_model_len == 131072 and plan.num_slots > 400_000 and not plan.warnings
+
+
+def test_an_fp8_cache_holds_twice_the_tokens(llama):
+    plain = plan_memory(EngineConfig(), llama, "bfloat16", "cuda", 80 * GIB, 79 * GIB)
+    plan = plan_memory(EngineConfig(), llama, "bfloat16", "cuda", 80 * GIB, 79 * GIB, kv_dtype=FP8)
+    assert plan.block_bytes * 2 == plain.block_bytes and plan.num_blocks // 2 == plain.num_blocks
+    assert {**plan.ledger, "KV cache": 0} == {**plain.ledger, "KV cache": 0}
 
 
 def test_a_small_gpu_shrinks_the_context_with_a_warning(llama):

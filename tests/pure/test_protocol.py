@@ -107,6 +107,7 @@ def test_parameters_out_of_range(values):
         {"max_num_seqs": 0},
         {"gpu_memory_utilization": 1.5},
         {"dtype": "int8"},
+        {"kv_cache_dtype": "fp8_e5m2"},
         {"block_size": 17},
         {"kv_cache_memory": "x"},
     ],

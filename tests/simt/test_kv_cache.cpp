@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cuda/common/fp8.cuh"
 #include "harness.h"
 #include "pe/kv_cache.h"
 
@@ -20,11 +21,16 @@ struct RopeCase {
 
 constexpr int kTokens = 7, kBlocks = 4, kMaxPosition = 40;
 
-template <typename T>
+constexpr float kKeyScales[] = {1, 0.7f, 1.3f, 2, 0.9f, 3, 0.1f, 5}, kValueScales[] = {0.3f, 1, 2.5f, 0.6f, 4, 1, 1, 2};
+
+// The cache holds Stored.
+template <typename T, typename Stored = T>
 struct RopeFixture {
   RopeCase c;
   int64_t heads, width, qkv_stride, block_stride;
-  Buffer<T> qkv, k, v, q_norm, k_norm;
+  Buffer<T> qkv;
+  Buffer<Stored> k, v;
+  Buffer<T> q_norm, k_norm;
   Buffer<float> cos_sin;
   std::vector<int32_t> positions;
   std::vector<int64_t> slots;
@@ -72,6 +78,11 @@ struct RopeFixture {
     p.kv.num_kv_heads = c.num_kv_heads;
     p.kv.head_dim = c.head_dim;
     p.kv.dtype = p.dtype = dtype_of<T>();
+    if constexpr (std::is_same_v<Stored, cuda::fp8>) {
+      p.kv.dtype = DType::kF8E4M3;
+      p.kv.k_scale = kKeyScales;
+      p.kv.v_scale = kValueScales;
+    }
     p.num_tokens = kTokens;
     p.qkv_stride = qkv_stride;
     p.max_position = kMaxPosition;
@@ -112,9 +123,24 @@ void check_head(const T* got, const std::vector<double>& expected, const char* w
   }
 }
 
+// The nearest e4m3 of expected / scale, or where fp32's error may decide, one of its two neighbours.
+void check_head(const cuda::fp8* got, std::vector<double> expected, const char* what, int64_t t, int64_t h,
+                float scale) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double wanted = expected[i] / scale, error = std::abs(to_float(got[i]) - wanted);
+    const double nearest = std::abs(to_float(cuda::fp8{static_cast<uint8_t>(cuda::narrow_fp8(wanted))}) - wanted);
+    EXPECT(error <= nearest + 1e-6 * std::max(1.0, std::abs(wanted)),
+           "e4m3 %s token %ld head %ld element %zu: %f not %f", what, t, h, i, to_float(got[i]), wanted);
+  }
+}
 template <typename T>
+void check_head(const T* got, const std::vector<double>& expected, const char* what, int64_t t, int64_t h, float) {
+  check_head(got, expected, what, t, h);
+}
+
+template <typename T, typename Stored = T>
 void run_rope(const RopeCase& c) {
-  RopeFixture<T> f(c);
+  RopeFixture<T, Stored> f(c);
   const std::vector<unsigned char> before_bytes = f.qkv.bytes();
   const T* before = reinterpret_cast<const T*>(before_bytes.data());
   const RopeWriteKvParams p = f.params();
@@ -141,9 +167,9 @@ void run_rope(const RopeCase& c) {
           slot / c.block_size * f.block_stride + h * p.kv.head_stride + slot % c.block_size * p.kv.token_stride;
       T* norm = c.norm ? f.k_norm.data() : nullptr;
       const T* k_before = row_before + kv_at + h * c.head_dim;
-      check_head(f.k.data() + at, f.expected_head(k_before, t, true, norm), "k", t, h);
-      check_head(f.v.data() + at, f.expected_head(k_before + c.num_kv_heads * c.head_dim, t, false, nullptr), "v", t,
-                 h);
+      check_head(f.k.data() + at, f.expected_head(k_before, t, true, norm), "k", t, h, kKeyScales[h]);
+      check_head(f.v.data() + at, f.expected_head(k_before + c.num_kv_heads * c.head_dim, t, false, nullptr), "v", t, h,
+                 kValueScales[h]);
       std::fill_n(written.begin() + at, c.head_dim, true);
     }
   }
@@ -163,7 +189,37 @@ void test_rope() {
   };
   for_each_dtype([&](auto t) {
     for (const RopeCase& c : cases) for_each_order([&] { run_rope<decltype(t)>(c); });
+    for (const RopeCase& c : cases) run_rope<decltype(t), cuda::fp8>(c);
   });
+}
+
+// All numbers that e4m3 has, those just beside the middle between two of them, and those beyond.
+void test_fp8() {
+  std::vector<float> numbers;
+  for (int bits = 0; bits < 0x7f; ++bits) {
+    const auto byte = static_cast<uint8_t>(bits);
+    numbers.push_back(to_float(cuda::fp8{byte}));
+    for (const uint32_t sign : {0u, 0x80u}) {
+      const float x = sign == 0 ? numbers.back() : -numbers.back();
+      EXPECT(cuda::narrow_fp8(x) == (byte | sign), "%f became %x, not %x", x, cuda::narrow_fp8(x), byte | sign);
+    }
+    uint32_t lo, hi;
+    cuda::widen4<cuda::bf16>(byte | (byte | 0x80u) << 8 | 0x7f0000u | 0xff000000u, lo, hi);
+    EXPECT(cuda::unpack2<cuda::bf16>(lo).x == numbers.back() && cuda::unpack2<cuda::bf16>(lo).y == -numbers.back());
+    EXPECT(std::isnan(cuda::unpack2<cuda::bf16>(hi).x) && std::isnan(cuda::unpack2<cuda::bf16>(hi).y));
+  }
+  EXPECT(numbers[1] == std::ldexp(1.0f, -9) && numbers[8] == std::ldexp(1.0f, -6) && numbers.back() == 448,
+         "the format");
+  for (size_t i = 0; i + 1 < numbers.size(); ++i) {
+    const float middle = (numbers[i] + numbers[i + 1]) / 2;
+    const auto even = static_cast<uint32_t>(i + i % 2);
+    EXPECT(cuda::narrow_fp8(middle) == even, "a tie goes to the even neighbour");
+    EXPECT(cuda::narrow_fp8(std::nextafterf(middle, 0)) == i && cuda::narrow_fp8(std::nextafterf(middle, 1e9)) == i + 1,
+           "beside a tie");
+  }
+  for (const float x : {448.0f, 464.0f, 480.0f, 1e30f, INFINITY})
+    EXPECT(cuda::narrow_fp8(x) == 0x7e && cuda::narrow_fp8(-x) == 0xfe, "%f saturates", x);
+  EXPECT((cuda::narrow_fp8(NAN) & 0x7f) == 0x7f, "NaN stays NaN");
 }
 
 // A row's bits must not depend on its place in the batch.
@@ -194,7 +250,7 @@ void test_rope_errors() {
   EXPECT(contains(error([](auto& p) { p.rotary_dim = 80; }),
                   "rotary_dim must be a positive multiple of 16 up to head_dim, got 80"));
   EXPECT(contains(error([](auto& p) { p.kv.block_size = 24; }), "block_size must be a power of two, got 24"));
-  EXPECT(contains(error([](auto& p) { p.kv.dtype = DType::kF16; }), "must have qkv's dtype bf16, got f16"));
+  EXPECT(contains(error([](auto& p) { p.kv.dtype = DType::kF16; }), "must have qkv's dtype bf16 or f8e4m3, got f16"));
   EXPECT(contains(error([](auto& p) { p.kv.head_dim = 1024; }), "head_dim 1024 unsupported"));
   EXPECT(contains(error([](auto& p) { p.qkv_stride += 4; }), "qkv_stride must be a multiple of 16 bytes"));
   EXPECT(error([](auto& p) { p.num_tokens = 0; }).empty());
@@ -294,6 +350,7 @@ void test_swap_blocks() {
 }  // namespace pe::test
 
 int main() {
+  pe::test::test_fp8();
   pe::test::test_rope();
   pe::test::test_rope_batch_invariance();
   pe::test::test_rope_errors();

@@ -13,6 +13,7 @@
 #include <set>
 
 #include "cuda/attention/schedule.cuh"
+#include "cuda/common/fp8.cuh"
 #include "harness.h"
 
 namespace pe::cuda {
@@ -50,21 +51,31 @@ struct Batch {
 };
 
 constexpr float kScale = 0.3f;
+// Of a cache in e4m3: what its elements stand for in each kv head.
+constexpr float kKeyScales[] = {1.25f, 0.8f}, kValueScales[] = {0.6f, 1.7f};
 
 float element(int what, int id, int position, int head, int d) {
   test::Random random((((static_cast<uint64_t>(what) * 1009 + id) * 100003 + position) * 131 + head) * 521 + d);
   return 2 * random.uniform();
 }
 
-template <typename T>
-std::vector<float> head_row(int what, int id, int position, int head, int dim) {  // as T holds it
+template <typename Stored>
+Stored stored(float x) {
+  if constexpr (std::is_same_v<Stored, fp8>) {
+    return fp8{static_cast<uint8_t>(narrow_fp8(x))};
+  } else {
+    return from_float<Stored>(x);
+  }
+}
+template <typename Stored>
+std::vector<float> head_row(int what, int id, int position, int head, int dim) {  // as Stored holds it
   std::vector<float> row(dim);
-  for (int d = 0; d < dim; ++d) row[d] = to_float(from_float<T>(element(what, id, position, head, d)));
+  for (int d = 0; d < dim; ++d) row[d] = to_float(stored<Stored>(element(what, id, position, head, d)));
   return row;
 }
 
-// One step's memory, built anew for each call.
-template <typename T>
+// One step's memory, built anew for each call. The cache holds Stored.
+template <typename T, typename Stored = T>
 class World {
  public:
   World(const Shape& shape, const Batch& batch) : shape_(shape), batch_(batch) {
@@ -78,8 +89,8 @@ class World {
     const int64_t all_tokens = num_tokens_ + batch.pad_tokens, all_seqs = num_seqs();
     q_ = std::make_unique<Buffer<T>>(all_tokens * row_elements());
     out_ = std::make_unique<Buffer<T>>(all_tokens * row_elements());
-    k_ = std::make_unique<Buffer<T>>(pool);
-    v_ = std::make_unique<Buffer<T>>(pool);
+    k_ = std::make_unique<Buffer<Stored>>(pool);
+    v_ = std::make_unique<Buffer<Stored>>(pool);
     tables_ = std::make_unique<Buffer<int32_t>>(all_seqs * max_blocks_);
     rows_ = std::make_unique<Buffer<int32_t>>(all_seqs);
     query_start_ = std::make_unique<Buffer<int32_t>>(all_seqs + 1);
@@ -103,6 +114,11 @@ class World {
     p.kv.num_kv_heads = shape_.num_kv_heads;
     p.kv.head_dim = shape_.dim;
     p.kv.dtype = p.dtype = test::dtype_of<T>();
+    if constexpr (std::is_same_v<Stored, fp8>) {
+      p.kv.dtype = DType::kF8E4M3;
+      p.kv.k_scale = kKeyScales;
+      p.kv.v_scale = kValueScales;
+    }
     p.block_tables = tables_->data();
     p.block_table_stride = max_blocks_;
     p.table_rows = rows_->data();
@@ -207,8 +223,8 @@ class World {
         const int64_t at =
             block * p.kv.block_stride + head * p.kv.head_stride + position % shape_.block_size * p.kv.token_stride;
         for (int d = 0; d < shape_.dim; ++d) {
-          (*k_)[at + d] = from_float<T>(element(1, key_id(s, position), position, head, d));
-          (*v_)[at + d] = from_float<T>(element(2, key_id(s, position), position, head, d));
+          (*k_)[at + d] = stored<Stored>(element(1, key_id(s, position), position, head, d));
+          (*v_)[at + d] = stored<Stored>(element(2, key_id(s, position), position, head, d));
         }
       }
     }
@@ -225,7 +241,8 @@ class World {
   Shape shape_;
   Batch batch_;
   int64_t num_tokens_ = 0, max_blocks_ = 0, num_blocks_ = 0;
-  std::unique_ptr<Buffer<T>> q_, out_, k_, v_;
+  std::unique_ptr<Buffer<T>> q_, out_;
+  std::unique_ptr<Buffer<Stored>> k_, v_;
   std::unique_ptr<Buffer<int32_t>> tables_, rows_, query_start_, seq_lens_;
   std::map<std::pair<int, int>, int32_t> shared_blocks_;  // (sequence, number) -> block + 1
 };
@@ -234,27 +251,29 @@ class World {
 
 // The error that rounding the weights to T allows (each by half an ulp, f16's subnormals by an absolute step), the
 // rounding of the result, and fp32's own sums.
-template <typename T>
+template <typename T, typename Stored>
 void check_row(const Shape& shape, const Seq& s, int position, int head, const T* got) {
   const int kv_head = head / (shape.num_heads / shape.num_kv_heads);
   const int first = shape.window == 0 ? 0 : std::max(0, position - shape.window + 1);
+  const bool scaled = std::is_same_v<Stored, fp8>;
+  const double k_scale = scaled ? kKeyScales[kv_head] : 1, v_scale = scaled ? kValueScales[kv_head] : 1;
   const std::vector<float> q = head_row<T>(0, s.id, position, head, shape.dim);
   std::vector<double> scores, acc(shape.dim, 0.0), size(shape.dim, 0.0);
   for (int key = first; key <= position; ++key) {
-    const std::vector<float> k = head_row<T>(1, key_id(s, key), key, kv_head, shape.dim);
+    const std::vector<float> k = head_row<Stored>(1, key_id(s, key), key, kv_head, shape.dim);
     double dot = 0;
     for (int d = 0; d < shape.dim; ++d) dot += double{q[d]} * k[d];
-    scores.push_back(dot * kScale);
+    scores.push_back(dot * kScale * k_scale);
   }
   const double most = *std::max_element(scores.begin(), scores.end());
   double sum = 0;
   for (int key = first; key <= position; ++key) {
     const double p = std::exp(scores[key - first] - most);
-    const std::vector<float> v = head_row<T>(2, key_id(s, key), key, kv_head, shape.dim);
+    const std::vector<float> v = head_row<Stored>(2, key_id(s, key), key, kv_head, shape.dim);
     sum += p;
     for (int d = 0; d < shape.dim; ++d) {
-      acc[d] += p * v[d];
-      size[d] += p * std::abs(v[d]);
+      acc[d] += p * v[d] * v_scale;
+      size[d] += p * std::abs(v[d]) * v_scale;
     }
   }
   const double half_ulp = test::ulp<T>() / 2;
@@ -271,9 +290,9 @@ void check_row(const Shape& shape, const Seq& s, int position, int head, const T
          position, head, worst);
 }
 
-template <typename T>
+template <typename T, typename Stored = T>
 void check_batch(const Shape& shape, const Batch& batch, const Geometry& geometry) {
-  World<T> world(shape, batch);
+  World<T, Stored> world(shape, batch);
   world.runs_twice = true;
   const std::vector<T> out = world.run(geometry);
   int64_t token = 0;
@@ -282,7 +301,8 @@ void check_batch(const Shape& shape, const Batch& batch, const Geometry& geometr
       // All rows of short pieces; of long ones the ends and a few between.
       if (s.num_queries > 12 && i > 2 && i < s.num_queries - 3 && i % 11 != 0) continue;
       for (int head = 0; head < shape.num_heads; ++head) {
-        check_row<T>(shape, s, s.len - s.num_queries + i, head, &out[token * world.row_elements() + head * shape.dim]);
+        const T* got = &out[token * world.row_elements() + head * shape.dim];
+        check_row<T, Stored>(shape, s, s.len - s.num_queries + i, head, got);
       }
     }
   }
@@ -302,6 +322,7 @@ Geometry by_boxes(int num_ctas) {
   g.by_boxes = true;
   return g;
 }
+// Of a cache in e4m3, whose rows have half as many 16-bit words, ask with half the dim.
 constexpr int deep_slots(int dim) { return attention::kDeepRingBytes / (attention::kSlabTokens * (dim / 8 | 1) * 16); }
 
 void test_against_reference() {
@@ -332,13 +353,25 @@ void test_against_reference() {
   }
 }
 
+void test_fp8_against_reference() {
+  const Batch decode{{{1, 1, 1}, {2, 15, 1}, {3, 16, 1}, {4, 65, 1}, {5, 257, 1}, {6, 700, 1}}, 2, 2};
+  const Batch mixed{{{1, 40, 1}, {2, 0, 0}, {3, 90, 90}, {4, 300, 3}, {5, 290, 45}, {6, 513, 1}}, 1, 3};
+  for (const int group : {1, 3, 4, 8}) check_batch<bf16, fp8>({2 * group, 2, 64, 16, 0, false}, decode, ctas(1));
+  check_batch<bf16, fp8>({8, 2, 64, 64, 0, true}, mixed, ctas(2, deep_slots(32)));
+  check_batch<bf16, fp8>({3, 1, 128, 16, 0, false}, mixed, ctas(1, deep_slots(64)));
+  check_batch<f16, fp8>({4, 1, 64, 32, 0, true}, mixed, ctas(1));
+  check_batch<f16, fp8>({8, 1, 128, 256, 0, false}, decode, ctas(4));  // split: partial results in the right columns
+  check_batch<bf16, fp8>({4, 2, 128, 16, 50, false}, mixed, ctas(2));
+  check_batch<bf16, fp8>({4, 1, 64, 16, 300, false}, {{{1, 900, 1}, {2, 620, 40}, {3, 270, 4}}}, ctas(3));
+}
+
 // ---- bit for bit --------------------------------------------------------------------------------------------------
 
 using Rows = std::map<int, std::vector<uint16_t>>;  // position -> bits of all heads
 
-template <typename T>
+template <typename T, typename Stored = T>
 Rows rows_of(const Shape& shape, const Batch& batch, int id, const Geometry& geometry) {
-  World<T> world(shape, batch);
+  World<T, Stored> world(shape, batch);
   const std::vector<T> out = world.run(geometry);
   const int64_t elements = world.row_elements();
   Rows rows;
@@ -362,45 +395,49 @@ void expect_same(const Rows& part, const Rows& whole, const char* what) {
 
 bool takes_boxes(const Shape& shape) { return shape.dim == 64 || shape.dim == 128; }
 
-template <typename T>
+template <typename T, typename Stored = T>
 void test_same_bits(const Shape& shape, int len) {
-  const int id = 7;
-  const Rows whole = rows_of<T>(shape, {{{id, len, len}}}, id, ctas(1));
+  const int id = 7, words = static_cast<int>(shape.dim * sizeof(Stored) / 2);
+  constexpr bool kByCta = std::is_same_v<T, Stored>;  // of a cache in e4m3 only warps decode
+  const Rows whole = rows_of<T, Stored>(shape, {{{id, len, len}}}, id, ctas(1));
   EXPECT(static_cast<int>(whole.size()) == len, "all rows");
   // whole, on more CTAs (split tiles) and in a crowd
-  expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(shape.dim))), whole, "9 CTAs");
-  expect_same(rows_of<T>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)), whole,
-              "crowd");
+  expect_same(rows_of<T, Stored>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(words))), whole, "9 CTAs");
+  expect_same(rows_of<T, Stored>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)),
+              whole, "crowd");
   // cut at odd places
   int begin = 0;
   for (const int cut : {1, 14, 47, 96, 97, 200, 255, 258, 290, len}) {
     if (cut <= begin || cut > len) continue;
-    expect_same(rows_of<T>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id, ctas(begin % 3 == 0 ? 1 : 12)), whole,
-                "cut");
+    expect_same(rows_of<T, Stored>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id,
+                                   begin % 3 == 0 ? ctas(1) : ctas(12, deep_slots(words))),
+                whole, "cut");
     begin = cut;
   }
   // token by token: alone on one CTA (nothing split), alone on many (every chunk apart), in a crowd
   for (int position = 0; position < len; position += position < 70 || position > len - 3 ? 9 : 41) {
     const Seq one{id, position + 1, 1};
-    expect_same(rows_of<T>(shape, {{one}}, id, ctas(1)), whole, "decode, 1 CTA");
-    expect_same(rows_of<T>(shape, {{one}}, id, ctas(40, deep_slots(shape.dim))), whole, "decode, 40 CTAs");
-    expect_same(rows_of<T>(shape, {{one}}, id, decoding_by_cta(40)), whole, "decode by CTA, 40");
-    expect_same(rows_of<T>(shape, {{one}}, id, decoding_by_cta(1)), whole, "decode by CTA, 1");
+    expect_same(rows_of<T, Stored>(shape, {{one}}, id, ctas(1)), whole, "decode, 1 CTA");
+    expect_same(rows_of<T, Stored>(shape, {{one}}, id, ctas(40, deep_slots(words))), whole, "decode, 40 CTAs");
+    if (!kByCta) continue;
+    expect_same(rows_of<T, Stored>(shape, {{one}}, id, decoding_by_cta(40)), whole, "decode by CTA, 40");
+    expect_same(rows_of<T, Stored>(shape, {{one}}, id, decoding_by_cta(1)), whole, "decode by CTA, 1");
     if (takes_boxes(shape)) {
-      expect_same(rows_of<T>(shape, {{one}}, id, by_boxes(40)), whole, "decode by boxes, 40");
-      expect_same(rows_of<T>(shape, {{one}}, id, by_boxes(1)), whole, "decode by boxes, 1");
+      expect_same(rows_of<T, Stored>(shape, {{one}}, id, by_boxes(40)), whole, "decode by boxes, 40");
+      expect_same(rows_of<T, Stored>(shape, {{one}}, id, by_boxes(1)), whole, "decode by boxes, 1");
     }
   }
   Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
-  expect_same(rows_of<T>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
+  expect_same(rows_of<T, Stored>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
   for (const int num_queries : {1, 2}) {
+    if (!kByCta) break;
     const Batch few{{{1, 100, 1}, {id, len, num_queries}, {4, 1, 1}}, 1, 1};
-    expect_same(rows_of<T>(shape, few, id, decoding_by_cta(3)), whole, "by CTA in a crowd");
-    if (takes_boxes(shape)) expect_same(rows_of<T>(shape, few, id, by_boxes(1)), whole, "by boxes in a crowd");
+    expect_same(rows_of<T, Stored>(shape, few, id, decoding_by_cta(3)), whole, "by CTA in a crowd");
+    if (takes_boxes(shape)) expect_same(rows_of<T, Stored>(shape, few, id, by_boxes(1)), whole, "by boxes in a crowd");
   }
   for (const int num_queries : {2, 3, 5}) {  // 8 to 40 rows: half a warp, a warp, a CTA
     crowd.seqs[2].num_queries = num_queries;
-    expect_same(rows_of<T>(shape, crowd, id, ctas(2 * num_queries)), whole, "a few tokens in a crowd");
+    expect_same(rows_of<T, Stored>(shape, crowd, id, ctas(2 * num_queries)), whole, "a few tokens in a crowd");
   }
 }
 
@@ -408,10 +445,12 @@ void test_same_bits(const Shape& shape, int len) {
 void test_orders_and_geometry() {
   const Shape shape{4, 1, 64, 16, 0, false};
   const Batch batch{{{1, 600, 1}, {2, 300, 40}, {3, 20, 2}}};
-  const Rows expected = rows_of<bf16>(shape, batch, 2, ctas(1));
+  const Rows expected = rows_of<bf16>(shape, batch, 2, ctas(1)),
+             expected_fp8 = rows_of<bf16, fp8>(shape, batch, 2, ctas(1));
   const Rows expected_decode = rows_of<bf16>(shape, batch, 1, ctas(1));
   test::for_each_order([&] {
     expect_same(rows_of<bf16>(shape, batch, 2, ctas(6, deep_slots(64))), expected, "order");
+    expect_same(rows_of<bf16, fp8>(shape, batch, 2, ctas(6, deep_slots(32))), expected_fp8, "order, e4m3");
     Geometry spread = ctas(1);
     spread.spread = true;
     expect_same(rows_of<bf16>(shape, {{{1, 600, 1}}}, 1, spread), expected_decode, "spread");
@@ -578,9 +617,9 @@ struct Shared {
 };
 
 // With sharing and without: the same bits. Some rows are checked against double precision.
-template <typename T>
+template <typename T, typename Stored = T>
 Shared check_sharing(const Shape& shape, const Batch& batch, const Geometry& geometry) {
-  World<T> apart(shape, batch), together(shape, batch);
+  World<T, Stored> apart(shape, batch), together(shape, batch);
   together.runs_twice = true;
   const std::vector<T> expected = apart.run(geometry), out = together.run(sharing(geometry));
   EXPECT(apart.num_shared_rows == 0, "nothing is shared where it is switched off");
@@ -590,8 +629,8 @@ Shared check_sharing(const Shape& shape, const Batch& batch, const Geometry& geo
     EXPECT(std::memcmp(&out[first], &expected[first], count * sizeof(T)) == 0,
            "sharing changes bits: sequence %d, len %d, queries %d", s.id, s.len, s.num_queries);
     if (s.num_queries > 0 && s.id % 5 == 1)
-      check_row<T>(shape, s, s.len - s.num_queries, shape.num_heads - 1,
-                   &out[first + (shape.num_heads - 1) * shape.dim]);
+      check_row<T, Stored>(shape, s, s.len - s.num_queries, shape.num_heads - 1,
+                           &out[first + (shape.num_heads - 1) * shape.dim]);
     token += s.num_queries;
   }
   return {together.num_shared_rows, together.num_shared_items, together.num_shared_states};
@@ -669,6 +708,9 @@ void test_sharing_shapes() {
     check_sharing<bf16>({4, 2, dim, 16, 0, false}, {family(1, 6, 900, 600)}, ctas(2, deep_slots(dim)));
   }
   check_sharing<f16>({8, 1, 128, 64, 0, true}, {family(1, 20, 900, 700)}, ctas(2));
+  check_sharing<bf16, fp8>({8, 1, 128, 64, 0, true}, {family(1, 20, 900, 700)}, ctas(2));
+  check_sharing<bf16, fp8>({4, 2, 64, 16, 0, false}, {family(1, 12, 900, 1300, 900)}, ctas(8, deep_slots(32)));
+  check_sharing<f16, fp8>({3, 1, 64, 256, 0, true}, {family(1, 9, 900, 600, 300, 3)}, ctas(1));
   check_sharing<f16>({3, 1, 64, 256, 0, true}, {family(1, 50, 900, 600)}, ctas(1));
   check_sharing<bf16>({10, 2, 128, 32, 0, false}, {family(1, 15, 900, 600, 400)}, decoding_by_cta(2));
   check_sharing<f16>({8, 2, 128, 16, 0, false}, {family(1, 20, 900, 700)}, by_boxes(2));
@@ -777,6 +819,11 @@ void test_errors() {
   };
   expect_error("f32 unsupported on CUDA", [](auto& p) { p.dtype = p.kv.dtype = DType::kF32; });
   expect_error("must be equal", [](auto& p) { p.kv.dtype = DType::kF16; });
+  expect_error("head_dim 80 unsupported with a cache in f8e4m3 (have 64, 128)", [](auto& p) {
+    p.kv.dtype = DType::kF8E4M3;
+    p.kv.head_dim = 80;
+  });
+  expect_error("k_scale and v_scale are of a cache in f8e4m3", [](auto& p) { p.kv.k_scale = kKeyScales; });
   expect_error("head_dim 72 unsupported (have 64, 80, 96, 128, 256)", [](auto& p) { p.kv.head_dim = 72; });
   expect_error("num_heads must be a multiple of num_kv_heads, got 5 and 2", [](auto& p) { p.num_heads = 5; });
   expect_error("block_size must be a power of two in 16 .. 256, got 24", [](auto& p) { p.kv.block_size = 24; });
@@ -785,8 +832,9 @@ void test_errors() {
   expect_error("plan needs", [](auto&) {});
 }
 
+template <typename Stored>
 void test_public_entry() {  // the emulated device's own geometry
-  World<bf16> world({4, 1, 64, 16, 0, false}, {{{1, 700, 1}, {2, 50, 12}}});
+  World<bf16, Stored> world({4, 1, 64, 16, 0, false}, {{{1, 700, 1}, {2, 50, 12}}});
   PagedAttentionParams p = world.params();
   Buffer<char> plan(static_cast<int64_t>(attention_plan_bytes(p))),
       work(static_cast<int64_t>(attention_workspace_bytes(p)));
@@ -807,6 +855,7 @@ int main() {
   test_plan();
   test_errors();
   test_against_reference();
+  test_fp8_against_reference();
   test_same_bits<bf16>({4, 1, 64, 16, 0, false}, 330);
   test_same_bits<f16>({3, 1, 64, 64, 0, true}, 130);
   test_same_bits<bf16>({8, 1, 128, 16, 0, false}, 290);
@@ -816,6 +865,10 @@ int main() {
   test_sharing_groups();
   test_sharing_steps();
   test_sharing_shapes();
-  test_public_entry();
+  test_same_bits<bf16, fp8>({4, 1, 64, 16, 0, false}, 330);
+  test_same_bits<f16, fp8>({3, 1, 128, 64, 0, true}, 290);
+  test_same_bits<bf16, fp8>({8, 1, 128, 16, 100, false}, 400);
+  test_public_entry<bf16>();
+  test_public_entry<fp8>();
   return pe::test::report("paged_attention");
 }

@@ -190,10 +190,13 @@ struct RunArgs {
   float* partial_acc;  // [partial row, kv head, head_dim]
   float* partial_sum;  // [partial row, kv head, 2]: maximum of the raw scores, sum
   int64_t out_token_stride, out_head_stride, q_token_stride, q_head_stride;
-  int64_t block_stride, head_stride, token_stride, block_table_stride;
+  int64_t block_stride, head_stride, token_stride;  // 16-bit words
+  int64_t block_table_stride;
   int32_t block_shift;  // log2 of block_size
   int32_t group, num_kv_heads, window, num_slots;
-  float scale_log2;  // scale x log2(e): probabilities are powers of two
+  float scale_log2;      // scale x log2(e): probabilities are powers of two
+  const float* k_scale;  // [num_kv_heads] or null
+  const float* v_scale;
   int32_t turn;
   bool spread, by_cta, by_boxes, settled;
 };
@@ -206,5 +209,7 @@ void run(const PagedAttentionParams&, const Geometry&, Workspace plan, Workspace
 // One per head_dim, each in its own inst_*.cu.
 template <int kDim>
 void launch_attention(const RunArgs&, const KvMaps&, DType, int num_ctas, Stream);
+template <int kDim>
+void launch_attention_fp8(const RunArgs&, const KvMaps&, DType, int num_ctas, Stream);  // of a cache in e4m3
 
 }  // namespace pe::cuda::attention

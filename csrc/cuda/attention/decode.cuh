@@ -5,6 +5,7 @@
 // traffic: chunks * 256 * D * 2 * sizeof(kv) read once; G flop/byte (G = H/HK, bf16) -> HBM-bound
 // floor: S=64, len=2048, HK=8, D=128, bf16: 537 MB = 160 us at 3.35 TB/s
 #pragma once
+#include "cuda/attention/kv_format.cuh"
 #include "cuda/attention/kv_stream.cuh"
 
 namespace pe::cuda::attention {
@@ -57,9 +58,11 @@ class SlabRing {
 
 template <typename T, int kDim, int kHalves>
 __device__ __forceinline__ void run_warp_item(const RunArgs& args, const Job& job, unsigned char* slots) {
-  SlabRing<T, kDim> ring(args, job, slots);
+  using Format = KvFormat<T, kDim>;
+  using Element = typename Format::Element;
+  SlabRing<Element, Format::kWords> ring(args, job, slots);
   uint32_t q[kDim / 16][4];
-  load_queries<T, kDim, kHalves>(args, job, q);
+  load_queries<Element, kDim, kHalves, Format::kQuads>(args, job, q);
   RowState<kDim, kHalves> chunk, running;
   chunk.clear();
   running.clear();
@@ -70,20 +73,23 @@ __device__ __forceinline__ void run_warp_item(const RunArgs& args, const Job& jo
 #pragma unroll
     for (int s = 0; s < kTileSlabs; ++s) {
       const unsigned char* keys = ring.get(tile * kTileParts + s);
-      if (holds_keys(job, token + s * kSlabTokens, kSlabTokens)) multiply_keys<T, kDim, 1>(keys, q, scores + 2 * s);
+      if (holds_keys(job, token + s * kSlabTokens, kSlabTokens)) Format::multiply_keys(keys, q, scores + 2 * s);
     }
+    Format::scale_scores(args, job, scores);
     if (!sees_all(job, token, kTileTokens)) hide_unseen<kHalves>(args, job, token, scores);
     TileWeights weights;
-    absorb_scores<T>(scores, args.scale_log2, chunk, weights);
+    absorb_scores<Element>(scores, args.scale_log2, chunk, weights);
 #pragma unroll
     for (int s = 0; s < kTileSlabs; ++s) {
       const unsigned char* values = ring.get(tile * kTileParts + kTileSlabs + s);
-      if (holds_keys(job, token + s * kSlabTokens, kSlabTokens))
-        multiply_values<T, kDim>(values, weights[s], chunk.acc);
+      if (holds_keys(job, token + s * kSlabTokens, kSlabTokens)) Format::multiply_values(values, weights[s], chunk.acc);
     }
-    if (ends_chunk(job, tile)) end_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
+    if (!ends_chunk(job, tile)) continue;
+    Format::template order_columns<kHalves>(chunk.acc);
+    Format::scale_values(args, job, chunk.acc);
+    end_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
   }
-  end_item<T, kDim>(args, job, running);
+  end_item<Element, kDim>(args, job, running);
 }
 
 }  // namespace pe::cuda::attention

@@ -131,8 +131,8 @@ __device__ __forceinline__ int64_t query_offset(const RunArgs& args, const Job& 
   return row_offset(args, job.query_begin, job.first_row + row, job.kv_head, args.q_token_stride, args.q_head_stride);
 }
 
-// Rows that do not exist are zeros: their scores are finite, and nobody reads their results.
-template <typename T, int kDim, int kHalves>
+// Rows that do not exist are zeros: their scores are finite, and nobody reads their results. kQuads: kv_format.cuh.
+template <typename T, int kDim, int kHalves, bool kQuads = false>
 __device__ __forceinline__ void load_queries(const RunArgs& args, const Job& job, uint32_t (&q)[kDim / 16][4]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -141,9 +141,9 @@ __device__ __forceinline__ void load_queries(const RunArgs& args, const Job& job
     const auto* from = reinterpret_cast<const uint32_t*>(static_cast<const T*>(args.q) + offset);
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      const int pair = 8 * k + lane_id() % 4;
+      const int pair = 8 * k + (kQuads ? 2 : 1) * (lane_id() % 4);
       q[k][i] = exists ? from[pair] : 0;
-      q[k][i + 2] = exists ? from[pair + 4] : 0;
+      q[k][i + 2] = exists ? from[pair + (kQuads ? 1 : 4)] : 0;
     }
   }
 }

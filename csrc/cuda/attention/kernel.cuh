@@ -14,7 +14,9 @@
 #include "cuda/attention/decode.cuh"
 #include "cuda/attention/decode_boxes.cuh"
 #include "cuda/attention/decode_cta.cuh"
+#include "cuda/attention/prefill_fp8.cuh"
 #include "cuda/attention/prefill_wgmma.cuh"
+#include "cuda/attention/prefill_wgmma_fp8.cuh"
 #include "cuda/common/launch.cuh"
 
 namespace pe::cuda::attention {
@@ -26,10 +28,10 @@ struct WarpMemory {
   Job* job;
   int* ticket;  // of the CTA
 };
-template <int kDim>
+template <typename Format>
 __device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, const RunArgs& args) {
-  unsigned char* const control = smem + smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes) - kControlBytes;
-  return {smem, smem + warp_id() * args.num_slots * kSlabBytes<kDim>,
+  unsigned char* const control = smem + Format::smem_bytes(args.num_slots, args.by_cta, args.by_boxes) - kControlBytes;
+  return {smem, smem + warp_id() * args.num_slots * kSlabBytes<Format::kWords>,
           reinterpret_cast<Job*>(control + warp_id() * kJobBytes),
           reinterpret_cast<int*>(control + kWarps * kJobBytes)};
 }
@@ -63,7 +65,7 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     } else {
       set_gathered_job(args, item, kv_head, row, memory.job);
     }
-    run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    CtaItem<T, kDim>::run(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);
@@ -100,7 +102,8 @@ __device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Warp
     if (ticket >= num_items + num_merges) return;
     const int kv_head = ticket % args.num_kv_heads;
     if (ticket >= num_items) {
-      run_merge<T, kDim>(args, args.plan.merge_rows[(ticket - num_items) / args.num_kv_heads], kv_head);
+      using Element = typename KvFormat<T, kDim>::Element;
+      run_merge<Element, kDim>(args, args.plan.merge_rows[(ticket - num_items) / args.num_kv_heads], kv_head);
       continue;
     }
     set_job(args, args.plan.warp_items[ticket / args.num_kv_heads], kv_head, kWarpRows, 0, memory.job);
@@ -126,36 +129,45 @@ __device__ __forceinline__ bool has_work_for_ctas(const Header& header) {
 }
 
 // Pairs wait for the predecessor when they have read their way to the first key, all others before they begin.
+// T: f16 or bf16, or Fp8 of them for a cache in e4m3.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(const __grid_constant__ KvMaps maps, const __grid_constant__ RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
-  const WarpMemory memory = warp_memory<kDim>(smem, args);
+  using Format = KvFormat<T, kDim>;
+  const WarpMemory memory = warp_memory<Format>(smem, args);
   release_successor();  // its blocks then come to the SMs that find no work
-  const bool pairs_alone = kTakesBoxes<kDim> && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
+  const bool pairs_alone = Format::kByBoxes && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
   if (!pairs_alone) wait_for_predecessor();
   if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
-  if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
-    if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
-    run_merge_tickets<T, kDim>(args);
-  } else if (kTakesBoxes<kDim> && args.by_boxes) {
-    if constexpr (kTakesBoxes<kDim>) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
-  } else if (!(kTakesBoxes<kDim> && kAlwaysBoxes)) {
+  if (Format::kByCta && args.plan.header->decodes_by_cta != 0) {
+    if constexpr (Format::kByCta) run_decode_items<T, kDim>(args, smem, memory.ticket);
+    run_merge_tickets<typename Format::Element, kDim>(args);
+  } else if (Format::kByBoxes && args.by_boxes) {
+    if constexpr (Format::kByBoxes) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
+  } else if (!(Format::kByBoxes && kAlwaysBoxes)) {
     run_warp_tickets<T, kDim>(args, memory);
   }
   wait_for_predecessor();  // also who had nothing to do
   rest_other_turn(args);
 }
 
+template <typename T, int kDim>
+void start_attention(const RunArgs& args, const KvMaps& maps, int num_ctas, Stream stream) {
+  const int smem = KvFormat<T, kDim>::smem_bytes(args.num_slots, args.by_cta, args.by_boxes);
+  launch_overlapping(attention_kernel<T, kDim>, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
+                     static_cast<size_t>(smem), stream, "paged_attention", maps, args);
+}
 template <int kDim>
 void launch_attention(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {
-  const auto start = [&](auto kernel) {
-    launch_overlapping(kernel, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
-                       smem_bytes<kDim>(args.num_slots, args.by_cta, args.by_boxes), stream, "paged_attention", maps,
-                       args);
-  };
-  dtype == DType::kBF16 ? start(attention_kernel<bf16, kDim>) : start(attention_kernel<f16, kDim>);
+  const auto start = dtype == DType::kBF16 ? start_attention<bf16, kDim> : start_attention<f16, kDim>;
+  start(args, maps, num_ctas, stream);
+}
+template <int kDim>
+void launch_attention_fp8(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {
+  const auto start = dtype == DType::kBF16 ? start_attention<Fp8<bf16>, kDim> : start_attention<Fp8<f16>, kDim>;
+  start(args, maps, num_ctas, stream);
 }
 
 }  // namespace pe::cuda::attention

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "cuda/attention/kv_format.cuh"
 #include "cuda/attention/plan.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/vec.cuh"
@@ -16,28 +17,43 @@ namespace {
 constexpr const char* kOp = "paged_attention";
 
 struct HeadDim {
-  int dim, deep_slots;
+  int dim;
+  bool fp8;  // the cache
+  int deep_slots;
   size_t deep_smem_bytes, by_cta_smem_bytes, by_boxes_smem_bytes;  // 0: not for this head_dim
   void (*launch)(const RunArgs&, const KvMaps&, DType, int num_ctas, Stream);
 };
-template <int kDim>
+template <int kDim, bool kFp8 = false>
 constexpr HeadDim head_dim() {
-  return {kDim,
-          kDeepSlots<kDim>,
-          smem_bytes<kDim>(kDeepSlots<kDim>, false, false),
-          kDecodesByCta<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, true, false) : 0,
-          kTakesBoxes<kDim> ? smem_bytes<kDim>(kDeepSlots<kDim>, false, true) : 0,
-          launch_attention<kDim>};
+  using Format = KvFormat<std::conditional_t<kFp8, Fp8<bf16>, bf16>, kDim>;
+  constexpr int kSlots = kDeepSlots<Format::kWords>;
+  HeadDim h{kDim,
+            kFp8,
+            kSlots,
+            Format::smem_bytes(kSlots, false, false),
+            Format::kByCta ? Format::smem_bytes(kSlots, true, false) : size_t{0},
+            Format::kByBoxes ? Format::smem_bytes(kSlots, false, true) : size_t{0},
+            nullptr};
+  if constexpr (kFp8) {
+    h.launch = launch_attention_fp8<kDim>;
+  } else {
+    h.launch = launch_attention<kDim>;
+  }
+  return h;
 }
-constexpr HeadDim kHeadDims[] = {head_dim<64>(), head_dim<80>(), head_dim<96>(), head_dim<128>(), head_dim<256>()};
+constexpr HeadDim kHeadDims[] = {head_dim<64>(),  head_dim<80>(),       head_dim<96>(),       head_dim<128>(),
+                                 head_dim<256>(), head_dim<64, true>(), head_dim<128, true>()};
 
-const HeadDim& find_head_dim(int dim) {
+const HeadDim& find_head_dim(const PagedKV& kv) {
+  const bool fp8 = kv.dtype == DType::kF8E4M3;
   std::string have;
   for (const HeadDim& h : kHeadDims) {
-    if (h.dim == dim) return h;
+    if (h.fp8 != fp8) continue;
+    if (h.dim == kv.head_dim) return h;
     have += (have.empty() ? "" : ", ") + std::to_string(h.dim);
   }
-  throw_error(kOp, "head_dim " + std::to_string(dim) + " unsupported (have " + have + ")");
+  throw_error(kOp, "head_dim " + std::to_string(kv.head_dim) + " unsupported" + (fp8 ? " with a cache in f8e4m3" : "") +
+                       " (have " + have + ")");
 }
 
 void check_shape(const PagedAttentionParams& p) {
@@ -51,7 +67,7 @@ void check_shape(const PagedAttentionParams& p) {
   const int64_t rows = p.num_tokens * (p.num_heads / p.kv.num_kv_heads);
   PE_CHECK(kOp, rows < (int64_t{1} << 31),
            "num_tokens x query heads per kv head must fit 31 bits, got " + std::to_string(rows));
-  find_head_dim(p.kv.head_dim);
+  find_head_dim(p.kv);
 }
 
 void check_strides(const char* name, const void* data, std::initializer_list<int64_t> strides, DType dtype) {
@@ -72,16 +88,19 @@ void check_params(const PagedAttentionParams& p) {
   check_shape(p);
   PE_CHECK(kOp, p.dtype == DType::kBF16 || p.dtype == DType::kF16,
            std::string("dtype ") + name_of(p.dtype) + " unsupported on CUDA (have bf16, f16; f32 runs on the CPU)");
-  PE_CHECK(
-      kOp, p.kv.dtype == p.dtype,
-      std::string("q is ") + name_of(p.dtype) + " but the cache is " + name_of(p.kv.dtype) + "; they must be equal");
+  const bool fp8 = p.kv.dtype == DType::kF8E4M3;
+  PE_CHECK(kOp, p.kv.dtype == p.dtype || fp8,
+           std::string("q is ") + name_of(p.dtype) + " but the cache is " + name_of(p.kv.dtype) +
+               "; they must be equal, or the cache f8e4m3");
+  PE_CHECK(kOp, fp8 || (p.kv.k_scale == nullptr && p.kv.v_scale == nullptr),
+           "k_scale and v_scale are of a cache in f8e4m3");
   check_block_size(p.kv.block_size);
   PE_CHECK(kOp, p.turn == 0 || p.turn == 1, "turn must be 0 or 1, got " + std::to_string(p.turn));
   PE_CHECK(kOp, p.scale > 0 && std::isfinite(p.scale), "scale must be positive, got " + std::to_string(p.scale));
   check_strides("q", p.q, {p.q_token_stride, p.q_head_stride}, p.dtype);
   check_strides("out", p.out, {p.out_token_stride, p.out_head_stride}, p.dtype);
-  check_strides("k", p.kv.k, {p.kv.block_stride, p.kv.head_stride, p.kv.token_stride}, p.dtype);
-  check_strides("v", p.kv.v, {}, p.dtype);
+  check_strides("k", p.kv.k, {p.kv.block_stride, p.kv.head_stride, p.kv.token_stride}, p.kv.dtype);
+  check_strides("v", p.kv.v, {}, p.kv.dtype);
   PE_CHECK(kOp, reinterpret_cast<uintptr_t>(p.kv.v) % 16 == 0, "v must be 16-byte aligned");
 }
 
@@ -133,7 +152,7 @@ Geometry device_geometry(const PagedAttentionParams& p) {
     d.num_sms = device_attribute(cudaDevAttrMultiProcessorCount, device);
     d.has_copy_engine = has_copy_engine(device);
   }
-  const HeadDim& head_dim = find_head_dim(p.kv.head_dim);
+  const HeadDim& head_dim = find_head_dim(p.kv);
   const bool deep = static_cast<size_t>(d.smem_bytes) >= head_dim.deep_smem_bytes;
 #if defined(PE_SIMT)
   constexpr bool kAllResident = false;  // the emulator runs one block after another
@@ -171,15 +190,18 @@ RunArgs run_args(const PagedAttentionParams& p, const Geometry& geometry, const 
   a.out_head_stride = p.out_head_stride;
   a.q_token_stride = p.q_token_stride;
   a.q_head_stride = p.q_head_stride;
-  a.block_stride = p.kv.block_stride;
-  a.head_stride = p.kv.head_stride;
-  a.token_stride = p.kv.token_stride;
+  const int64_t word = 2 / static_cast<int64_t>(size_of(p.kv.dtype));  // elements
+  a.block_stride = p.kv.block_stride / word;
+  a.head_stride = p.kv.head_stride / word;
+  a.token_stride = p.kv.token_stride / word;
   a.block_table_stride = p.block_table_stride;
   a.block_shift = log2_of(p.kv.block_size);
   a.group = p.num_heads / p.kv.num_kv_heads;
   a.num_kv_heads = p.kv.num_kv_heads;
   a.window = p.window;
   a.num_slots = geometry.num_slots;
+  a.k_scale = p.kv.k_scale;
+  a.v_scale = p.kv.v_scale;
   a.scale_log2 = p.scale * 1.44269504088896340736f;
   a.spread = geometry.spread;
   a.by_cta = geometry.by_cta;
@@ -226,7 +248,7 @@ void run(const PagedAttentionParams& p, const Geometry& geometry, Workspace plan
   const Plan lists = open_plan(p, geometry, plan);
   check_room("workspace", w, partial_bytes(p));
   const KvMaps maps = geometry.by_boxes ? make_kv_maps(p.kv) : KvMaps{};
-  find_head_dim(p.kv.head_dim).launch(run_args(p, geometry, lists, w), maps, p.dtype, geometry.num_ctas, stream);
+  find_head_dim(p.kv).launch(run_args(p, geometry, lists, w), maps, p.dtype, geometry.num_ctas, stream);
 }
 
 }  // namespace attention

@@ -5,6 +5,7 @@
 // traffic: 4 * 128 * 64 * D flop per 64 * D * 2 * sizeof(kv) bytes from L2 = 128 flop/byte -> bound by mma.sync
 // floor: causal 1 x 4096, H=32, D=128: 137 GFLOP = 174 us at 790 TFLOP/s; mma.sync reaches about 0.6 of that
 #pragma once
+#include "cuda/attention/kv_format.cuh"
 #include "cuda/attention/kv_stream.cuh"
 
 namespace pe::cuda::attention {
@@ -59,9 +60,11 @@ class TileRing {
 
 template <typename T, int kDim>
 __device__ __forceinline__ void run_cta_item(const RunArgs& args, const Job& job, unsigned char* slots) {
+  using Format = KvFormat<T, kDim>;
+  using Element = typename Format::Element;
   TileRing<T, kDim> ring(args, job, slots);
   uint32_t q[kDim / 16][4];
-  load_queries<T, kDim, 2>(args, job, q);
+  load_queries<Element, kDim, 2, Format::kQuads>(args, job, q);
   RowState<kDim, 2> chunk, running;
   chunk.clear();
   running.clear();
@@ -73,20 +76,23 @@ __device__ __forceinline__ void run_cta_item(const RunArgs& args, const Job& job
     const unsigned char* keys = ring.keys(tile);
     if (works) {
       TileScores scores = {};
-      multiply_keys<T, kDim, kTileSlabs>(keys, q, scores);
+      multiply_keys<Element, kDim, kTileSlabs>(keys, q, scores);
+      Format::scale_scores(args, job, scores);
       if (!sees_all(job, token, kTileTokens)) hide_unseen<2>(args, job, token, scores);
-      absorb_scores<T>(scores, args.scale_log2, chunk, weights);
+      absorb_scores<Element>(scores, args.scale_log2, chunk, weights);
     }
     const unsigned char* values = ring.values(tile);
     if (works) {
 #pragma unroll
       for (int s = 0; s < kTileSlabs; ++s) {
-        multiply_values<T, kDim>(values + s * kSlabBytes<kDim>, weights[s], chunk.acc);
+        multiply_values<Element, kDim>(values + s * kSlabBytes<kDim>, weights[s], chunk.acc);
       }
     }
-    if (ends_chunk(job, tile)) end_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
+    if (!ends_chunk(job, tile)) continue;
+    Format::scale_values(args, job, chunk.acc);
+    end_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
   }
-  end_item<T, kDim>(args, job, running);
+  end_item<Element, kDim>(args, job, running);
 }
 
 }  // namespace pe::cuda::attention

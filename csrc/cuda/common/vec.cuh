@@ -111,8 +111,10 @@ void dispatch_dtype(const char* op, DType dtype, Body&& body) {
       return body(f16{});
     case DType::kBF16:
       return body(bf16{});
+    case DType::kF8E4M3:
+      break;  // of caches alone
   }
-  throw_error(op, "unknown dtype " + std::to_string(static_cast<int>(dtype)) + " (have f32, f16, bf16)");
+  throw_error(op, "dtype " + std::to_string(static_cast<int>(dtype)) + " unsupported (have f32, f16, bf16)");
 }
 
 // Host side: the vector kernels address whole 16-byte vectors; says which argument breaks that.

@@ -93,6 +93,8 @@ lt::DataType type_of(DType dtype) {
       return lt::kR16F;
     case DType::kBF16:
       return lt::kR16BF;
+    case DType::kF8E4M3:
+      break;  // of KV caches alone
   }
   throw_error(kOp, "unknown dtype " + std::to_string(static_cast<int>(dtype)) + " (have f32, f16, bf16)");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What happens to q, k and v between their projection and attention: QK-norm, RoPE and the write into the KV cache.
-// qkv[T, (H + 2 HK) * D] (q rewritten), positions[T], slots[T] (-1: skipped), cos_sin[P, R] -> k, v cache
+// qkv[T, (H + 2 HK) * D] (q rewritten), positions[T], slots[T] (-1: skipped), cos_sin[P, R] -> k, v cache (T or e4m3)
 // grid (T, ceil((H + 2 HK) / heads per CTA)) · block 128 · tile: one head by D / 2 / vector threads, 2 vectors each
 // traffic: T * (2 H + 4 HK) * D elements, cos_sin through the L1 -> HBM-bound, at decode sizes launch-bound
 // floor: T=8192, H=32, HK=8, D=128, bf16: 201 MB = 67 us at 3.0 TB/s; not yet measured
@@ -8,6 +8,7 @@
 // A lane of a head holds two vectors: of the rotated part one of the first half and its partner of the second, so that
 // the rotation stays inside the thread; of the rest two neighbours. The norm's sum runs over a thread's two vectors,
 // then over the head's lanes: its order depends on head_dim and rotary_dim alone.
+#include "cuda/common/fp8.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/vec.cuh"
 #include "cuda/common/warp.cuh"
@@ -28,6 +29,8 @@ struct Args {
   const void* k_norm;
   void* k;
   void* v;
+  const float* k_scale;
+  const float* v_scale;
   int64_t qkv_stride, block_stride, head_stride, token_stride;
   int block_shift;  // log2(block_size)
   int num_heads, num_kv_heads, head_dim, rotary_dim;
@@ -78,7 +81,38 @@ __device__ __forceinline__ void rotate(HeadVectors<T>& x, const float* cos, cons
   }
 }
 
-template <typename T, int kLanes>
+// kVec<T> elements, as a cache of e4m3 holds them.
+template <int kCount>
+__device__ __forceinline__ void store_fp8(fp8* to, const float (&x)[kCount], float scale) {
+  uint32_t quads[kCount / 4];
+#pragma unroll
+  for (int j = 0; j < kCount; j += 4)
+    quads[j / 4] = narrow4_fp8(x[j] / scale, x[j + 1] / scale, x[j + 2] / scale, x[j + 3] / scale);
+  if constexpr (kCount == 8) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(quads[0], quads[1]);
+  } else {
+    *reinterpret_cast<uint32_t*>(to) = quads[0];
+  }
+}
+
+template <typename T, typename Stored>
+__device__ __forceinline__ void store_head(const Args& p, Part part, int kv_head, int64_t slot, const HeadVectors<T>& x,
+                                           int a_at, int b_at) {
+  const int64_t block = slot >> p.block_shift, offset = slot & ((int64_t{1} << p.block_shift) - 1);
+  Stored* const to = static_cast<Stored*>(part == Part::kK ? p.k : p.v) + block * p.block_stride +
+                     kv_head * p.head_stride + offset * p.token_stride;
+  if constexpr (std::is_same_v<Stored, fp8>) {
+    const float* scales = part == Part::kK ? p.k_scale : p.v_scale;
+    const float scale = scales == nullptr ? 1.0f : __ldg(scales + kv_head);
+    store_fp8(to + a_at, x.a, scale);
+    store_fp8(to + b_at, x.b, scale);
+  } else {
+    store16(to + a_at, pack<T>(x.a));
+    store16(to + b_at, pack<T>(x.b));
+  }
+}
+
+template <typename T, typename Stored, int kLanes>
 __global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(Args p) {
   const int64_t token = blockIdx.x;
   const int lane = lane_id() % kLanes;
@@ -114,31 +148,28 @@ __global__ void __launch_bounds__(kThreads) rope_write_kv_kernel(Args p) {
     rotate<T>(x, row, row + p.rotary_dim / 2);
   }
 
-  T* to = source;
   if (part != Part::kQ) {
     const int kv_head = part == Part::kK ? head - p.num_heads : head - p.num_heads - p.num_kv_heads;
-    const int64_t block = slot >> p.block_shift, offset = slot & ((int64_t{1} << p.block_shift) - 1);
-    to = static_cast<T*>(part == Part::kK ? p.k : p.v) + block * p.block_stride + kv_head * p.head_stride +
-         offset * p.token_stride;
+    return store_head<T, Stored>(p, part, kv_head, slot, x, a_at, b_at);
   }
-  store16(to + a_at, pack<T>(x.a));
-  store16(to + b_at, pack<T>(x.b));
+  store16(source + a_at, pack<T>(x.a));
+  store16(source + b_at, pack<T>(x.b));
 }
 
-template <typename T, int kLanes>
+template <typename T, typename Stored, int kLanes>
 void launch_heads(const Args& args, int64_t num_tokens, Stream stream) {
   const int heads = args.num_heads + 2 * args.num_kv_heads;
   const dim3 grid(static_cast<unsigned>(num_tokens), static_cast<unsigned>(div_ceil(heads, kThreads / kLanes)));
-  launch_overlapping(rope_write_kv_kernel<T, kLanes>, grid, dim3(kThreads), 0, stream, kOp, args);
+  launch_overlapping(rope_write_kv_kernel<T, Stored, kLanes>, grid, dim3(kThreads), 0, stream, kOp, args);
 }
 
-template <typename T>
+template <typename T, typename Stored>
 void launch_for_head_dim(const Args& args, int64_t num_tokens, Stream stream) {
   const int lanes = args.head_dim / (2 * kVec<T>);
-  if (lanes <= 4) return launch_heads<T, 4>(args, num_tokens, stream);
-  if (lanes <= 8) return launch_heads<T, 8>(args, num_tokens, stream);
-  if (lanes <= 16) return launch_heads<T, 16>(args, num_tokens, stream);
-  if (lanes <= 32) return launch_heads<T, 32>(args, num_tokens, stream);
+  if (lanes <= 4) return launch_heads<T, Stored, 4>(args, num_tokens, stream);
+  if (lanes <= 8) return launch_heads<T, Stored, 8>(args, num_tokens, stream);
+  if (lanes <= 16) return launch_heads<T, Stored, 16>(args, num_tokens, stream);
+  if (lanes <= 32) return launch_heads<T, Stored, 32>(args, num_tokens, stream);
   throw_error(kOp, "head_dim " + std::to_string(args.head_dim) + " unsupported (at most " +
                        std::to_string(64 * kVec<T>) + " for this dtype)");
 }
@@ -146,8 +177,10 @@ void launch_for_head_dim(const Args& args, int64_t num_tokens, Stream stream) {
 void check(const RopeWriteKvParams& p) {
   const PagedKV& kv = p.kv;
   const int pair = static_cast<int>(32 / size_of(p.dtype));  // elements of two vectors
-  PE_CHECK(kOp, kv.dtype == p.dtype,
-           std::string("the cache must have qkv's dtype ") + name_of(p.dtype) + ", got " + name_of(kv.dtype));
+  PE_CHECK(kOp, kv.dtype == p.dtype || kv.dtype == DType::kF8E4M3,
+           std::string("the cache must have qkv's dtype ") + name_of(p.dtype) + " or f8e4m3, got " + name_of(kv.dtype));
+  PE_CHECK(kOp, kv.dtype == DType::kF8E4M3 || (kv.k_scale == nullptr && kv.v_scale == nullptr),
+           "k_scale and v_scale are of a cache in f8e4m3");
   PE_CHECK(kOp, kv.block_size > 0 && (kv.block_size & (kv.block_size - 1)) == 0,
            "block_size must be a power of two, got " + std::to_string(kv.block_size));
   PE_CHECK(kOp, kv.head_dim > 0 && kv.head_dim % pair == 0,
@@ -160,9 +193,9 @@ void check(const RopeWriteKvParams& p) {
   check_aligned16(kOp, "cos_sin", p.cos_sin, 0, DType::kF32);
   check_aligned16(kOp, "q_norm", p.q_norm, 0, p.dtype);
   check_aligned16(kOp, "k_norm", p.k_norm, 0, p.dtype);
-  check_aligned16(kOp, "block", kv.k, kv.block_stride, p.dtype);
-  check_aligned16(kOp, "head", kv.v, kv.head_stride, p.dtype);
-  check_aligned16(kOp, "token", kv.v, kv.token_stride, p.dtype);
+  check_aligned16(kOp, "block", kv.k, kv.block_stride, kv.dtype);
+  check_aligned16(kOp, "head", kv.v, kv.head_stride, kv.dtype);
+  check_aligned16(kOp, "token", kv.v, kv.token_stride, kv.dtype);
 }
 
 }  // namespace
@@ -171,10 +204,31 @@ void rope_write_kv(const RopeWriteKvParams& p, Stream stream) {
   check(p);
   int block_shift = 0;
   while ((1 << block_shift) < p.kv.block_size) ++block_shift;
-  const Args args{p.qkv,       p.positions, p.slot_mapping,    p.cos_sin,         p.q_norm,         p.k_norm,
-                  p.kv.k,      p.kv.v,      p.qkv_stride,      p.kv.block_stride, p.kv.head_stride, p.kv.token_stride,
-                  block_shift, p.num_heads, p.kv.num_kv_heads, p.kv.head_dim,     p.rotary_dim,     p.norm_eps};
-  dispatch_dtype(kOp, p.dtype, [&](auto t) { launch_for_head_dim<decltype(t)>(args, p.num_tokens, stream); });
+  const Args args{p.qkv,
+                  p.positions,
+                  p.slot_mapping,
+                  p.cos_sin,
+                  p.q_norm,
+                  p.k_norm,
+                  p.kv.k,
+                  p.kv.v,
+                  p.kv.k_scale,
+                  p.kv.v_scale,
+                  p.qkv_stride,
+                  p.kv.block_stride,
+                  p.kv.head_stride,
+                  p.kv.token_stride,
+                  block_shift,
+                  p.num_heads,
+                  p.kv.num_kv_heads,
+                  p.kv.head_dim,
+                  p.rotary_dim,
+                  p.norm_eps};
+  dispatch_dtype(kOp, p.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (p.kv.dtype == DType::kF8E4M3) return launch_for_head_dim<T, fp8>(args, p.num_tokens, stream);
+    launch_for_head_dim<T, T>(args, p.num_tokens, stream);
+  });
 }
 
 }  // namespace pe::cuda

@@ -23,10 +23,12 @@ namespace pe {
 
 using Stream = CUstream_st*;  // ignored by pe::cpu
 
-enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2 };
+// kF8E4M3 (sign, 4 bits of exponent, 3 of mantissa; up to 448, no infinities; arXiv 2209.05433) is an element of KV
+// caches alone.
+enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kF8E4M3 = 3 };
 
-constexpr size_t size_of(DType t) { return t == DType::kF32 ? 4 : 2; }
-const char* name_of(DType t);  // "f32", "f16", "bf16"
+constexpr size_t size_of(DType t) { return t == DType::kF32 ? 4 : t == DType::kF8E4M3 ? 1 : 2; }
+const char* name_of(DType t);  // "f32", "f16", "bf16", "f8e4m3"
 
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;

@@ -10,7 +10,8 @@ namespace pe {
 //   2. if cos_sin: rotate the first rotary_dim elements of each head of q and k, half-split ("neox") pairing:
 //      (a, b) = (x[i], x[i + rotary_dim / 2]) -> (a cos - b sin, b cos + a sin), i < rotary_dim / 2 (RoFormer,
 //      arXiv 2104.09864; scaled variants are only other tables);
-//   3. write q back in place, and k and v into the cache at slot_mapping[t] = block * block_size + offset.
+//   3. write q back in place, and k and v into the cache at slot_mapping[t] = block * block_size + offset, in the
+//      cache's dtype (paged_kv.h says how that of 8 bits rounds).
 // slot -1: the token is padding; neither q nor the cache is touched for it. All in fp32 between one load and one
 // rounding.
 struct RopeWriteKvParams {
@@ -24,7 +25,7 @@ struct RopeWriteKvParams {
   int64_t num_tokens = 0, qkv_stride = 0, max_position = 0;
   int32_t num_heads = 0, rotary_dim = 0;  // rotary_dim even, <= head_dim
   float norm_eps = 0;
-  DType dtype = DType::kBF16;  // of qkv, norms and (today) of the cache
+  DType dtype = DType::kBF16;  // of qkv and norms; kv.dtype is the same or kF8E4M3
 };
 
 // copy_blocks: dst block <- src block, for copy-on-write. An arena is `num_parts` parts (1 when a block holds all

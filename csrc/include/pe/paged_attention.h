@@ -13,6 +13,11 @@
 // So the bits of a row depend on its own q, k, v and position, never on its neighbours, on how the prompt was cut into
 // steps, or on which core computed which chunk.
 //
+// From a cache of kF8E4M3 the stored elements are widened to dtype, which holds each of them exactly, and are
+// multiplied as such; k_scale[head] is a factor of the scores and v_scale[head] of the output, both in fp32. So it is
+// the arithmetic above on other keys and values, with a scale for each head. The tokens of this step are no exception:
+// their keys and values too are what the cache holds of them.
+//
 // plan() works out on the device, once per step, which CTA takes which chunks; run() is called once per layer with that
 // plan.
 #pragma once
@@ -43,7 +48,7 @@ struct PagedAttentionParams {
   bool settled = false;
   // Calls with the same plan take turns: 0, 1, 0, 1, ... from the plan's making on.
   int32_t turn = 0;
-  DType dtype = DType::kBF16;            // of q, out and (today) of the cache
+  DType dtype = DType::kBF16;  // of q and out; kv.dtype is the same or kF8E4M3
 };
 
 namespace cpu {
@@ -52,8 +57,8 @@ void paged_attention(const PagedAttentionParams&);
 
 namespace cuda {
 // The plan is device memory of plan_bytes, written by attention_plan and read by paged_attention; it depends only on
-// query_start, seq_lens, the block tables, the block size, the head counts and the window, so one plan serves all
-// layers of equal shape. Where tables begin with the same blocks, their keys are read for many sequences at once;
+// query_start, seq_lens, the block tables, the block size, the head counts, the window and kv.dtype, so one plan serves
+// all layers of equal shape. Where tables begin with the same blocks, their keys are read for many sequences at once;
 // without tables (null) a plan does not look for that. The workspace holds the partial results of rows that more than
 // one CTA works on; both sizes depend on the upper bounds alone.
 size_t attention_plan_bytes(const PagedAttentionParams&);

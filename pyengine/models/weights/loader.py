@@ -24,6 +24,7 @@ from pyengine.models.config import ModelConfig
 from pyengine.models.progress import Progress, silent
 from pyengine.models.registry import find_architecture
 from pyengine.models.weights.dummy import DummySource
+from pyengine.models.weights.kv_scales import is_kv_scale, read_kv_scales
 from pyengine.models.weights.parameter import Parameter
 from pyengine.models.weights.source import WeightSource
 from pyengine.models.weights.upload import FileBytes, upload
@@ -45,6 +46,7 @@ def load_model(
     device: str | torch.device,
     progress: Progress | None = None,
     dummy_seed: int | None = None,
+    with_kv_scales: bool = False,
 ) -> Any:
     """The graph of ``config.architecture`` with its weights, ready to run.
 
@@ -53,6 +55,7 @@ def load_model(
         dtype: element type of the weights, as ``resolve_dtype`` gives it.
         progress: called with bytes read so far and in total.
         dummy_seed: not None: weights are random and ``model_path`` is not read.
+        with_kv_scales: the KV cache is fp8, so its scales are read where the checkpoint has any.
     Raises:
         ModelError: tensors are missing, left over, of the wrong shape or type, or not readable; names file and tensor.
     """
@@ -61,6 +64,8 @@ def load_model(
     source = _open_source(Path(model_path), config, parameters, dummy_seed)
     _check_names_and_shapes(source, parameters, config, str(model_path))
     placed = _read(source, parameters, getattr(torch, dtype), torch.device(device), progress or silent)
+    if with_kv_scales:
+        placed |= read_kv_scales(source, config, torch.device(device))
     return graph(config, placed)
 
 
@@ -91,7 +96,10 @@ def _check_names_and_shapes(source: WeightSource, parameters: list[Parameter], c
     unexpected = [
         name
         for name in source.shapes
-        if name not in expected and name not in ignored and not name.endswith(_IGNORED_SUFFIXES)
+        if name not in expected
+        and name not in ignored
+        and not name.endswith(_IGNORED_SUFFIXES)
+        and not is_kv_scale(name, config)
     ]
     if unexpected:
         raise ModelError(

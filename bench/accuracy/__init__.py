@@ -1,0 +1,1 @@
+"""What a choice costs in accuracy, not in time."""

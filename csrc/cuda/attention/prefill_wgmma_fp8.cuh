@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ring of prefill_wgmma.cuh over a cache in e4m3: what prefill_fp8.cuh does, for whole warpgroups; the same bits.
+// smem: 4 steps as they arrive, 4 widened (K, V), 192 KiB at D = 128
+// traffic in shared memory: a tile is written and read as it arrives, written once widened, read by each warpgroup:
+// 1024 cycles at D = 128, as many as its products take
+//
+// A warp copies 8 rows of each matrix, each lane reads again what it has copied itself, two steps before the products,
+// and writes it widened, in the swizzle that these read. The last step that may still be multiplied while step i + 2 is
+// widened is i - 1 (of the warpgroup behind) and the first i + 1 (of the one in front): four places.
+#pragma once
+#include "cuda/attention/prefill_fp8.cuh"
+#include "cuda/attention/prefill_wgmma.cuh"
+
+namespace pe::cuda::attention {
+
+#if defined(PE_WGMMA)
+
+// A tile widened: blocks of 64 columns (wgmma.cuh), [D / 64][64 rows][64 columns].
+constexpr int kWideBlockBytes = kTileTokens * kSwizzleRowBytes;
+
+template <int kDim>
+struct Fp8WarpgroupMemory {
+  static constexpr int kWidened = 4, kArriving = 4;
+
+  struct {
+    unsigned char keys[kTileTokens * kDim * 2], values[kTileTokens * kDim * 2];
+  } steps[kWidened];
+  struct {
+    unsigned char keys[kTileTokens * kDim], values[kTileTokens * kDim];
+  } arriving[kArriving];
+  uint64_t done[2];  // barriers: of even and odd steps
+};
+template <typename T, int kDim>
+__device__ __forceinline__ Fp8WarpgroupMemory<kDim>& fp8_warpgroup_memory(unsigned char* slots) {
+  using Format = KvFormat<Fp8<T>, kDim>;
+  constexpr int kRoom = Format::smem_bytes(kDeepSlots<Format::kWords>, false, false) - kControlBytes;
+  static_assert(sizeof(Fp8WarpgroupMemory<kDim>) + kSwizzleAtomBytes <= kRoom,
+                "fits where warps have deep rings; an sm_90 always has room for these");
+  const unsigned past = smem_address(slots) % kSwizzleAtomBytes;
+  return *reinterpret_cast<Fp8WarpgroupMemory<kDim>*>(slots + (past == 0 ? 0 : kSwizzleAtomBytes - past));
+}
+
+template <typename T, int kDim>
+class Fp8StepRing {
+ public:
+  using Memory = Fp8WarpgroupMemory<kDim>;
+
+  __device__ __forceinline__ Fp8StepRing(const RunArgs& args, const Job& job, Memory& memory)
+      : args_(args),
+        job_(job),
+        memory_(memory),
+        num_tiles_(job.tiles.end - job.tiles.begin),
+        first_(job.tiles.begin * kTileTokens + warp_id() * kRows - job.keys.begin),
+        num_keys_(job.keys.end - job.keys.begin) {
+    if (threadIdx.x == 0) {
+      barrier_init(&memory.done[0], kWarps);
+      barrier_init(&memory.done[1], kWarps);
+    }
+    next_block_ = load_block(0);
+    for (int step = 0; step < kAhead - 1; ++step) request(step);
+    cp_async_wait<kAhead - 3>();  // steps 0 and 1 have arrived
+    widen(0);
+    widen(1);
+    request(kAhead - 1);  // in the place of step 0
+    fence_for_wgmma();
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ int num_tiles() const { return num_tiles_; }
+  __device__ __forceinline__ const unsigned char* keys() const { return memory_.steps[step_ % Memory::kWidened].keys; }
+  __device__ __forceinline__ const unsigned char* values() const {
+    return memory_.steps[step_ % Memory::kWidened].values;
+  }
+  // After this all warps are done with step - 2, whose place settle() fills, and have widened this one.
+  __device__ __forceinline__ void enter(int step) const {
+    if (step >= 2) barrier_wait(&memory_.done[step % 2], (step - 2) / 2);
+  }
+  __device__ __forceinline__ void request_ahead(int step) { request(step + kAhead); }
+  // Under the products, before it asks for more: this warp's copies of step + 2 have arrived and are widened. The fence
+  // may wait for all copies on their way, so those that it meets are a step old.
+  __device__ __forceinline__ void settle() const {
+    cp_async_wait<kAhead - 3>();
+    widen(step_ + 2);
+    fence_for_wgmma();
+  }
+  __device__ __forceinline__ void leave(int step) {
+    __syncwarp();
+    if (lane_id() == 0) barrier_arrive(&memory_.done[step % 2]);
+    ++step_;
+  }
+  __device__ __forceinline__ void close() {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      barrier_destroy(&memory_.done[0]);
+      barrier_destroy(&memory_.done[1]);
+    }
+  }
+
+ private:
+  static constexpr int kRows = 8;                       // of a tile, this warp's
+  static constexpr int kAhead = Memory::kArriving + 1;  // step i + kAhead takes the place of i + 1, widened before
+  static constexpr int kRowVectors = kDim / 16;         // of 16 elements
+  static constexpr int kLaneRows = kWarpSize / kRowVectors, kCount = kRows / kLaneRows;  // a lane's vectors: kCount
+  static_assert(kTileTokens == kWarps * kRows && kSlabTokens % kRows == 0, "a warp's rows lie in one slab");
+  static_assert(kAhead >= 4, "settle and the constructor wait for two steps of at least three");
+
+  static __device__ __forceinline__ int lane_row() { return lane_id() / kRowVectors; }
+  static __device__ __forceinline__ int lane_vector() { return lane_id() % kRowVectors; }
+
+  __device__ __forceinline__ int first_key(int tile) const { return first_ + tile * kTileTokens; }
+  // 0 where nothing will be read: only table entries of keys that some row sees are valid.
+  __device__ __forceinline__ int load_block(int tile) const {
+    const int key = first_key(tile);
+    if (tile >= num_tiles_ || key >= num_keys_ || key + kRows <= 0) return 0;
+    return __ldg(args_.block_tables + job_.table_offset + ((job_.keys.begin + key) >> args_.block_shift));
+  }
+
+  // This lane's vectors lie one after another with those of the other lanes. Keys that no row sees become zeros.
+  __device__ __forceinline__ void copy_tile(unsigned char* tile_bytes, int tile, const void* cache) const {
+    const uint16_t* const from = static_cast<const uint16_t*>(cache) + offset_;
+    unsigned char* const to = tile_bytes + warp_id() * kRows * kDim + lane_id() * 16;
+    const int key = first_key(tile) + lane_row();
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const bool valid = static_cast<unsigned>(key + kLaneRows * j) < static_cast<unsigned>(num_keys_);
+      cp_async_16_zfill(to + j * kWarpSize * 16, from + j * kLaneRows * args_.token_stride, valid);
+    }
+  }
+  __device__ __forceinline__ void request(int step) {
+    auto& slot = memory_.arriving[step % Memory::kArriving];
+    if (step >= 1 && step <= num_tiles_) copy_tile(slot.values, step - 1, args_.v);
+    const int64_t in_block = (job_.keys.begin + first_key(step)) & ((1 << args_.block_shift) - 1);
+    offset_ = next_block_ * args_.block_stride + job_.head_offset + (in_block + lane_row()) * args_.token_stride +
+              lane_vector() * 8;
+    next_block_ = load_block(step + 1);
+    if (step < num_tiles_) copy_tile(slot.keys, step, args_.k);
+    cp_async_commit();  // also when empty: groups are counted
+  }
+
+  __device__ __forceinline__ void widen(int step) const {
+    const auto& from = memory_.arriving[step % Memory::kArriving];
+    auto& to = memory_.steps[step % Memory::kWidened];
+    if (step < num_tiles_) widen_tile<true>(from.keys, to.keys);
+    if (step >= 1 && step <= num_tiles_) widen_tile<false>(from.values, to.values);
+  }
+  template <bool kKeys>
+  __device__ __forceinline__ void widen_tile(const unsigned char* arrived, unsigned char* widened) const {
+    const unsigned char* const from = arrived + warp_id() * kRows * kDim + lane_id() * 16;
+    // Of the two vectors that become of one, lanes of the second block write the second first: so the 8 lanes of a
+    // phase write to 8 different bank groups.
+    constexpr int kBlockVectors = kSwizzleColumns / 8;
+    const int vector = 2 * lane_vector(), block = vector / kBlockVectors, swap = block % 2;
+    unsigned char* const rows = widened + block * kWideBlockBytes + warp_id() * kSwizzleAtomBytes;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const int row = lane_row() + kLaneRows * j;
+      uint4 wide[2];
+      widen16<T, kKeys>(load16(from + j * kWarpSize * 16), wide);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int place = (vector % kBlockVectors + (i ^ swap)) ^ row;
+        store16(rows + row * kSwizzleRowBytes + place * 16, swap ? wide[i ^ 1] : wide[i]);
+      }
+    }
+  }
+
+  const RunArgs& args_;
+  const Job& job_;
+  Memory& memory_;
+  const int num_tiles_, first_, num_keys_;
+  int64_t offset_ = 0;  // of this lane's vectors in the caches: of the tile whose K was asked for last, V comes next
+  int next_block_;
+  int step_ = 0;  // being worked on
+};
+
+// acc += weights v, ascending over the keys; what acc held before a chunk's first tile is not looked at. Runs on after
+// the call.
+template <typename T, int kDim>
+__device__ __forceinline__ void start_wide_values(const TileWeights& weights, const unsigned char* values,
+                                                  bool begins_chunk, float (&acc)[kDim / 8][4]) {
+  const uint32_t v = matrix_descriptor(values, kWideBlockBytes);
+#pragma unroll
+  for (int s = 0; s < kTileSlabs; ++s) {
+    wgmma_mn_major<T>(acc, weights[s], advance(v, s * kSlabTokens * kSwizzleRowBytes), s > 0 || !begins_chunk);
+  }
+  wgmma_commit();
+}
+
+// A warpgroup without rows still copies and widens its share.
+template <typename T, int kDim>
+__device__ __forceinline__ void only_widen(Fp8StepRing<T, kDim>& ring) {
+  for (int step = 0; step < ring.num_tiles(); ++step) {
+    ring.enter(step);
+    ring.settle();
+    ring.request_ahead(step);
+    ring.leave(step);
+  }
+}
+
+// Step 0: S of tile 0 and its softmax. Step i: S of tile i and acc += weights v of tile i - 1, then the softmax of tile
+// i. Step n: what is left, acc += weights v of the last tile. As run_steps of prefill_wgmma.cuh, with scales.
+template <typename T, int kDim>
+__device__ __forceinline__ void run_fp8_steps(const RunArgs& args, const Job& job, const uint32_t (&q)[kDim / 16][4],
+                                              Fp8StepRing<T, kDim>& ring) {
+  using Format = KvFormat<Fp8<T>, kDim>;
+  RowState<kDim, 2> chunk, running;
+  chunk.clear();
+  running.clear();
+  TileScores scores;
+  TileWeights weights;
+  float decay[2];
+  const KeyRange plain = {job.last.begin, job.first.end};  // keys that all rows of the warp see
+
+  wgmma_fence();
+  start_scores<T, kDim>(q, ring.keys(), scores);
+  ring.settle();
+  ring.request_ahead(0);
+  wgmma_wait<0>();
+  hold(scores);
+  Format::scale_scores(args, job, scores);
+  int tile = job.tiles.begin;
+  hide_unseen(args, job, plain, tile, scores);
+  weigh_scores<2>(scores, args.scale_log2, chunk.max, chunk.sum, decay);  // no acc yet to rescale
+  pack_weights<T, 2>(scores, weights);
+  ring.leave(0);
+
+  const int num_tiles = ring.num_tiles();
+  for (int step = 1; step < num_tiles; ++step) {
+    ring.enter(step);
+    wgmma_fence();
+    start_scores<T, kDim>(q, ring.keys(), scores);
+    start_wide_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
+    ring.settle();
+    ring.request_ahead(step);
+
+    ++tile;
+    const bool begins = tile % kChunkTiles == 0;
+    float max[2], sum[2];  // `chunk` stays as it is until all of its acc has come in
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      max[i] = begins ? kNoScore : chunk.max[i];
+      sum[i] = begins ? 0 : chunk.sum[i];
+    }
+    wgmma_wait<1>();
+    hold(scores);
+    Format::scale_scores(args, job, scores);
+    hide_unseen(args, job, plain, tile, scores);
+    weigh_scores<2>(scores, args.scale_log2, max, sum, decay);
+    compute_before_wait(fminf(sum[0], sum[1]));  // all of this runs under the product with v
+
+    wgmma_wait<0>();
+    hold(chunk.acc);
+    hold(weights);
+    ring.leave(step);
+    if (begins) {
+      Format::scale_values(args, job, chunk.acc);
+      keep_chunk<kDim>(args, job, tile / kChunkTiles - 1, chunk, running);  // what is in acc then, nobody looks at
+    } else {
+      rescale<kDim, 2>(decay, chunk.acc);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      chunk.max[i] = max[i];
+      chunk.sum[i] = sum[i];
+    }
+    pack_weights<T, 2>(scores, weights);
+  }
+
+  ring.enter(num_tiles);
+  wgmma_fence();
+  start_wide_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
+  wgmma_wait<0>();
+  hold(chunk.acc);
+  hold(weights);
+  Format::scale_values(args, job, chunk.acc);
+  keep_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
+  end_item<T, kDim>(args, job, running);
+}
+
+template <typename T, int kDim>
+__device__ __forceinline__ void run_fp8_warpgroups(const RunArgs& args, const Job& job, unsigned char* slots) {
+  constexpr int kWarpgroupRows = kWarpgroupWarps * kWarpRows;
+  uint32_t q[kDim / 16][4];
+  load_queries<T, kDim, 2, KvFormat<Fp8<T>, kDim>::kQuads>(args, job, q);
+  Fp8StepRing<T, kDim> ring(args, job, fp8_warpgroup_memory<T, kDim>(slots));
+  if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
+    run_fp8_steps(args, job, q, ring);
+  } else {
+    only_widen(ring);
+  }
+  ring.close();
+}
+
+#endif
+
+// A CTA's item over a cache in e4m3, by the fastest way this GPU has. The emulator takes both ways: an sm_90 has room
+// for deep rings.
+template <typename T, int kDim>
+__device__ __forceinline__ void run_fp8_cta_item(const RunArgs& args, const Job& job, unsigned char* slots) {
+#if defined(PE_WGMMA)
+#if defined(PE_SIMT)
+  if (args.num_slots != kShallowSlots)
+#endif
+    return run_fp8_warpgroups<T, kDim>(args, job, slots);
+#endif
+  run_cta_item<Fp8<T>, kDim>(args, job, slots);
+}
+template <typename T, int kDim>
+struct CtaItem {  // a cache of T
+  static __device__ __forceinline__ void run(const RunArgs& args, const Job& job, unsigned char* slots) {
+    run_prefill_item<T, kDim>(args, job, slots);
+  }
+};
+template <typename T, int kDim>
+struct CtaItem<Fp8<T>, kDim> {
+  static __device__ __forceinline__ void run(const RunArgs& args, const Job& job, unsigned char* slots) {
+    run_fp8_cta_item<T, kDim>(args, job, slots);
+  }
+};
+
+}  // namespace pe::cuda::attention
