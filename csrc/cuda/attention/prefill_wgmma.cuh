@@ -14,8 +14,8 @@
 // weights v of this one are issued together, and the softmax of the next runs under the latter; and the two warpgroups
 // issue their products in turns, so that one has its scores and computes weights while the other multiplies.
 //
-// One warp asks the copy engine for all of K and V (bulk_copy.cuh), some steps ahead and on over the borders of items:
-// it also takes the tickets. A step costs it an instruction per box, and the others nothing.
+// The copy engine fetches K and V (bulk_copy.cuh), steps ahead and on over the borders of items. One warp takes the
+// tickets and plans what steps ask for; all warps ask for a box or two of each while they wait for their scores.
 #pragma once
 #include "cuda/attention/kv_maps.h"
 #include "cuda/attention/prefill.cuh"
@@ -28,7 +28,36 @@ namespace pe::cuda::attention {
 // Step i of an item multiplies K of tile i and V of tile i - 1 (see run_steps). The last step to be asked for takes the
 // place of step i - 2, which the warpgroup behind has just left.
 constexpr int kStepsAhead = kSteps - 2;
+// Steps are planned two further ahead: at step i all warps have left step i - 2, so they see what was planned in it.
+constexpr int kStepsPlannedAhead = kStepsAhead + 2, kPlannedSteps = 8;
+static_assert(kPlannedSteps >= kStepsPlannedAhead + 2, "a plan is not written over before all have read it");
 constexpr int kWarpgroupRows = kWarpgroupWarps * kWarpRows;
+
+struct StepPosition {
+  int slot = 0;
+  uint32_t parity = 0;  // of the passes through the ring
+  __device__ __forceinline__ void advance() {
+    if (++slot < kSteps) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+// What a step asks for: K of a tile and V of the tile before, where the item has them.
+struct StepPlan {
+  int tile, kv_head;                                     // kv_head -1: no step any more
+  int key_blocks[kTileSlabs], value_blocks[kTileSlabs];  // physical blocks; -1: holds no key of the item
+};
+
+// Where the planning warp is, as each of its lanes keeps it. In shared memory: it is looked at once a step by one warp,
+// and all eight would have to keep registers for it.
+struct PlannerState {
+  int ticket;          // in lane 0: of the next item
+  int tile, end_tile;  // of K in the step planned last; of the item
+  int num_items, num_steps;
+  int blocks, next_blocks;  // physical blocks of the lane's slab of a chunk, and of the next chunk
+  int key_block;            // of lane % 4 in the step planned last
+};
 
 // Of shared memory that kernels of this path have.
 template <int kDim>
@@ -40,6 +69,8 @@ struct WarpgroupMemory {
   } steps[kSteps];
   Job items[kLiveItems];  // as the first warp of the CTA sees them
   Job jobs[2][kWarps];    // this item and the next one, as each warp sees them
+  PlannerState planner[kWarpSize];
+  StepPlan plans[kPlannedSteps];
   uint64_t full[kSteps];  // barriers: the step's tiles have arrived
   uint64_t done[kSteps];  // all warps have left the step
   uint64_t turn[2];       // of each warpgroup: it may issue its products
@@ -47,7 +78,7 @@ struct WarpgroupMemory {
 
   __device__ __forceinline__ void init_barriers() {
     for (int i = 0; i < kSteps; ++i) {
-      bulk_barrier_init(full + i, 1);
+      bulk_barrier_init(full + i, kWarps);
       bulk_barrier_init(done + i, kWarps);
     }
     for (int i = 0; i < 2; ++i) {
@@ -68,112 +99,78 @@ struct WarpgroupMemory {
   }
 };
 
-struct StepPosition {
-  int slot = 0;
-  uint32_t parity = 0;  // of the passes through the ring
-  __device__ __forceinline__ void advance() {
-    if (++slot < kSteps) return;
-    slot = 0;
-    parity ^= 1;
-  }
-};
-
-// ---- the warp that fetches ------------------------------------------------------------------------------------------
+// ---- the warp that plans --------------------------------------------------------------------------------------------
 
 template <int kDim>
-class StepFetcher {
+class StepPlanner {
  public:
-  __device__ __forceinline__ StepFetcher(const RunArgs& args, const KvMaps& maps, WarpgroupMemory<kDim>& memory)
-      : args_(args), maps_(maps), memory_(memory) {}
+  __device__ __forceinline__ StepPlanner(const RunArgs& args, WarpgroupMemory<kDim>& memory)
+      : args_(args), memory_(memory) {}
 
-  __device__ __forceinline__ void start() {
-    if (lane_id() == 0) ticket_ = take_cta_ticket(args_, true);
-    for (int i = 0; i < kStepsAhead; ++i) fetch();
+  __device__ __forceinline__ void start() const {
+    PlannerState state{};
+    if (lane_id() == 0) state.ticket = take_cta_ticket(args_, true);
+    memory_.planner[lane_id()] = state;
+    for (int i = 0; i < kStepsPlannedAhead; ++i) plan();
   }
 
-  // Asks for the next step in line, of the item being read or of the next one. All lanes of the warp call.
-  __device__ __forceinline__ void fetch() {
-    if (ended_) return;
-    if (tile_ == end_tile_) begin_item();
-    bulk_wait(memory_.done + at_.slot, at_.parity ^ 1);
-    if (ended_) {
-      if (lane_id() == 0) bulk_expect(memory_.full + at_.slot, 0);
+  // Plans the next step in line, of the item being read or of the next one. All lanes of the warp call.
+  __device__ __forceinline__ void plan() const {
+    const int lane = not_hoisted(lane_id());
+    PlannerState& state = memory_.planner[lane];
+    StepPlan& plan = memory_.plans[state.num_steps++ % kPlannedSteps];
+    if (state.tile == state.end_tile && !begin_item(state)) {
+      if (lane == 0) plan.kv_head = -1;
       return;
     }
-    ++tile_;
-    copy_tiles();
-    at_.advance();
+    const Job& job = memory_.items[(state.num_items - 1) % kLiveItems];
+    const int tile = ++state.tile;
+    if (tile % kChunkTiles == 0 && tile != job.tiles.begin) {
+      state.blocks = state.next_blocks;
+      state.next_blocks = load_blocks(job, tile / kChunkTiles + 1);
+    }
+    const int slab = tile * kTileSlabs + lane % kTileSlabs;
+    const int block = __shfl_sync(kFullMask, state.blocks, slab % kChunkSlabs);
+    const bool held = tile < job.tiles.end && holds_keys(job, slab * kSlabTokens, kSlabTokens);
+    if (lane < kTileSlabs) {
+      plan.value_blocks[lane] = tile > job.tiles.begin ? state.key_block : -1;
+      plan.key_blocks[lane] = state.key_block = held ? block : -1;
+    }
+    if (lane == 0) {
+      plan.tile = tile;
+      plan.kv_head = job.kv_head;
+    }
   }
 
  private:
-  static constexpr int kColumnBlocks = kDim / kBoxColumns, kKeyBoxes = kTileSlabs * kColumnBlocks;
-  static constexpr int kColumnBoxBytes = kBoxTokens * kBoxRowBytes;
-
-  // Its first step has K of its first tile, its last one V of its last tile: tile_ runs from the tile before the first
-  // to the last.
-  __device__ __forceinline__ void begin_item() {
-    const int ticket = __shfl_sync(kFullMask, ticket_, 0);
-    Job& job = memory_.items[num_items_++ % kLiveItems];
-    ended_ = ticket >= args_.plan.header->num_cta_items * args_.num_kv_heads;
-    if (ended_) {
+  // An item's first step has K of its first tile, its last one V of its last tile: `tile` runs from the tile before the
+  // first to the one behind the last. Returns false where there is no item left.
+  __device__ __forceinline__ bool begin_item(PlannerState& state) const {
+    const int ticket = __shfl_sync(kFullMask, state.ticket, 0);
+    Job& job = memory_.items[state.num_items % kLiveItems];
+    if (ticket >= args_.plan.header->num_cta_items * args_.num_kv_heads) {
       if (lane_id() == 0) job.kv_head = -1;
-      return;
+      return false;
     }
-    if (lane_id() == 0) ticket_ = take_cta_ticket(args_, false);  // long before it is needed
+    if (lane_id() == 0) state.ticket = take_cta_ticket(args_, false);
     set_cta_job(args_, args_.plan.cta_items[ticket / args_.num_kv_heads], ticket % args_.num_kv_heads, 0, &job);
-    job_ = &job;
-    tile_ = job.tiles.begin - 1;
-    end_tile_ = job.tiles.end;
-    blocks_ = load_blocks(job.tiles.begin / kChunkTiles);
-    next_blocks_ = load_blocks(job.tiles.begin / kChunkTiles + 1);
-  }
-
-  // K of tile_ and V of the tile before, where the item has them. Lanes 0 .. kKeyBoxes - 1 ask for a box of K each, the
-  // next four for one of V; boxes that hold no key of the item are left out.
-  __device__ __forceinline__ void copy_tiles() {
-    const bool of_keys = lane_id() < kKeyBoxes;
-    const int slab_in_tile = lane_id() % kTileSlabs, tile = of_keys ? tile_ : tile_ - 1;
-    const int token = tile * kTileTokens + slab_in_tile * kSlabTokens;
-    if (tile_ % kChunkTiles == 0 && tile_ != job_->tiles.begin) {
-      blocks_ = next_blocks_;
-      next_blocks_ = load_blocks(tile_ / kChunkTiles + 1);
-    }
-    const int block_of_keys = __shfl_sync(kFullMask, blocks_, (tile_ * kTileSlabs + slab_in_tile) % kChunkSlabs);
-    const int block = of_keys ? block_of_keys : block_of_values_;
-    block_of_values_ = block_of_keys;
-    const bool held = lane_id() < kKeyBoxes + kTileSlabs && tile >= job_->tiles.begin && tile < job_->tiles.end &&
-                      holds_keys(*job_, token, kSlabTokens);
-    const unsigned all = __ballot_sync(kFullMask, held), keys = all & ((1u << kKeyBoxes) - 1);
-    uint64_t* const full = memory_.full + at_.slot;
-    if (lane_id() == 0) bulk_expect(full, __popc(keys) * kColumnBoxBytes + __popc(all ^ keys) * box_bytes(kDim));
-    __syncwarp();
-    if (!held) return;
-    const int in_block = token & ((1 << args_.block_shift) - 1), columns = lane_id() / kTileSlabs;
-    auto& step = memory_.steps[at_.slot];
-    if (of_keys) {
-      unsigned char* const to = step.keys + columns * kTileTokens * kBoxRowBytes + slab_in_tile * kColumnBoxBytes;
-      copy_columns(to, &maps_.key_columns, in_block, columns, job_->kv_head, block, full);
-    } else {
-      copy_box(step.values + slab_in_tile * box_bytes(kDim), &maps_.v, in_block, job_->kv_head, block, full);
-    }
+    ++state.num_items;
+    state.tile = job.tiles.begin - 1;
+    state.end_tile = job.tiles.end;
+    state.blocks = load_blocks(job, job.tiles.begin / kChunkTiles);
+    state.next_blocks = load_blocks(job, job.tiles.begin / kChunkTiles + 1);
+    return true;
   }
 
   // Lane l holds the physical block of slab l of a chunk.
-  __device__ __forceinline__ int load_blocks(int chunk) const {
+  __device__ __forceinline__ int load_blocks(const Job& job, int chunk) const {
     const int token = chunk * kChunkTokens + lane_id() * kSlabTokens;
-    if (lane_id() >= kChunkSlabs || !holds_keys(*job_, token, kSlabTokens)) return 0;
-    return __ldg(args_.block_tables + job_->table_offset + (token >> args_.block_shift));
+    if (lane_id() >= kChunkSlabs || !holds_keys(job, token, kSlabTokens)) return 0;
+    return __ldg(args_.block_tables + job.table_offset + (token >> args_.block_shift));
   }
 
   const RunArgs& args_;
-  const KvMaps& maps_;
   WarpgroupMemory<kDim>& memory_;
-  const Job* job_ = nullptr;
-  int ticket_ = 0;  // in lane 0: of the next item
-  int tile_ = 0, end_tile_ = 0, num_items_ = 0;
-  int blocks_ = 0, next_blocks_ = 0, block_of_values_ = 0;
-  StepPosition at_;
-  bool ended_ = false;
 };
 
 // ---- all warps ------------------------------------------------------------------------------------------------------
@@ -183,8 +180,10 @@ template <int kDim>
 class Steps {
  public:
   __device__ __forceinline__ Steps(const RunArgs& args, const KvMaps& maps, WarpgroupMemory<kDim>& memory)
-      : args_(args), memory_(memory), fetcher_(args, maps, memory) {
-    if (warp_id() == 0) fetcher_.start();
+      : args_(args), maps_(maps), memory_(memory), planner_(args, memory) {
+    if (warp_id() == 0) planner_.start();
+    __syncthreads();
+    for (int i = 0; i < kStepsAhead; ++i) request(i, i);
     if (warpgroup() == 1) pass_turn();
   }
 
@@ -204,8 +203,8 @@ class Steps {
     return job;
   }
 
-  // A step: its tiles have arrived; its products are issued, in turn; meanwhile the step after next but three is asked
-  // for; and at last all products have been waited for.
+  // A step: its tiles have arrived; its products are issued, in turn; meanwhile a later one is asked for; and at last
+  // all products have been waited for.
   __device__ __forceinline__ void enter() const { bulk_wait(memory_.full + at_.slot, at_.parity); }
   __device__ __forceinline__ void take_turn() {
     bulk_wait(memory_.turn + warpgroup(), turn_parity_);
@@ -214,8 +213,13 @@ class Steps {
   __device__ __forceinline__ void pass_turn() {
     if (lane_id() == 0) bulk_arrive(memory_.turn + 1 - warpgroup());
   }
-  __device__ __forceinline__ void fetch_ahead() {
-    if (warp_id() == 0) fetcher_.fetch();
+  // All warps ask for a share of a later step, in the place of the last but one.
+  __device__ __forceinline__ void request_ahead() {
+    StepPosition at = at_;
+    for (int i = 0; i < kStepsAhead; ++i) at.advance();
+    bulk_wait(memory_.done + at.slot, at.parity ^ 1);
+    request(num_steps_++ + kStepsAhead, at.slot);
+    if (warp_id() == 0) planner_.plan();
   }
   __device__ __forceinline__ void leave() {
     __syncwarp();
@@ -243,11 +247,36 @@ class Steps {
   }
 
  private:
+  static constexpr int kColumnBoxBytes = kBoxTokens * kBoxRowBytes;
+
+  // Warp i asks for slab i % 4 of the i / 4-th 64 columns of K, the second warpgroup for V besides.
+  __device__ __forceinline__ void request(int number, int slot) const {
+    const StepPlan& plan = memory_.plans[number % kPlannedSteps];
+    if (lane_id() != 0) return;
+    const int slab = warp_id() % kTileSlabs, columns = warp_id() / kTileSlabs;
+    const bool ended = plan.kv_head < 0;
+    const int key_block = ended || columns * kBoxColumns >= kDim ? -1 : plan.key_blocks[slab];
+    const int value_block = ended || warpgroup() == 0 ? -1 : plan.value_blocks[slab];
+    uint64_t* const full = memory_.full + slot;
+    bulk_expect(full, (key_block >= 0 ? kColumnBoxBytes : 0) + (value_block >= 0 ? box_bytes(kDim) : 0));
+    auto& step = memory_.steps[slot];
+    const int token = plan.tile * kTileTokens + slab * kSlabTokens, in_block = (1 << args_.block_shift) - 1;
+    if (key_block >= 0) {
+      unsigned char* const to = step.keys + columns * kTileTokens * kBoxRowBytes + slab * kColumnBoxBytes;
+      copy_columns(to, &maps_.key_columns, token & in_block, columns, plan.kv_head, key_block, full);
+    }
+    if (value_block >= 0) {
+      copy_box(step.values + slab * box_bytes(kDim), &maps_.v, (token - kTileTokens) & in_block, plan.kv_head,
+               value_block, full);
+    }
+  }
+
   const RunArgs& args_;
+  const KvMaps& maps_;
   WarpgroupMemory<kDim>& memory_;
-  StepFetcher<kDim> fetcher_;  // the first warp's
+  StepPlanner<kDim> planner_;  // the first warp's
   StepPosition at_;
-  int num_items_ = 0;
+  int num_items_ = 0, num_steps_ = 0;
   uint32_t turn_parity_ = 0, together_parity_ = 0;
 };
 
@@ -309,7 +338,7 @@ __device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& 
   wgmma_fence();
   start_scores<T, kDim>(q, steps.keys(), scores);
   if (in_turns) steps.pass_turn();
-  steps.fetch_ahead();
+  steps.request_ahead();
   wgmma_wait<0>();
   hold(scores);
   steps.leave();
@@ -319,15 +348,18 @@ __device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& 
   pack_weights<T, 2>(scores, weights);
 
   const int last_tile = job.tiles.end - 1;
+  if (tile < last_tile && tile * kTileTokens < job.keys.begin) {
+    steps.enter();
+    steps.blank_unseen(job, tile);
+  }
   while (tile < last_tile) {
     steps.enter();
-    if (tile == job.tiles.begin) steps.blank_unseen(job, tile);
     if (in_turns) steps.take_turn();
     wgmma_fence();
     start_scores<T, kDim>(q, steps.keys(), scores);
     start_values<T, kDim>(weights, steps.values(), begins_chunk(job, tile), chunk.acc);
     if (in_turns) steps.pass_turn();
-    steps.fetch_ahead();
+    steps.request_ahead();
 
     ++tile;
     const bool begins = tile % kChunkTiles == 0;
@@ -366,7 +398,7 @@ __device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& 
   wgmma_fence();
   start_values<T, kDim>(weights, steps.values(), begins_chunk(job, tile), chunk.acc);
   if (in_turns) steps.pass_turn();
-  steps.fetch_ahead();
+  steps.request_ahead();
   const Job* const next = steps.next_job(false);
   if (next != nullptr) load_queries<T, kDim, 2>(args, *next, q);  // on its way until the first step
   wgmma_wait<0>();
@@ -384,9 +416,11 @@ __device__ __forceinline__ const Job* skip_steps(const RunArgs& args, const Job&
                                                  Steps<kDim>& steps) {
   for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
     steps.enter();
+    steps.request_ahead();
     steps.leave();
   }
   steps.enter();
+  steps.request_ahead();
   const Job* const next = steps.next_job(false);
   if (next != nullptr) load_queries<T, kDim, 2>(args, *next, q);
   steps.leave();

@@ -103,11 +103,11 @@ constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>)
 
 // Two warpgroups whose ring the copy engine fills (prefill_wgmma.cuh; sm_90a): steps of a tile of K and one of V. The
 // next to be asked for has three steps to arrive in: an L2 under load takes longer than one. An item takes at least two
-// steps, and one is being computed on.
-constexpr int kSteps = 6, kLiveItems = kSteps / 2 + 2;
+// steps; two more than the ring holds are planned. Behind the ring: jobs, barriers, what is planned.
+constexpr int kSteps = 6, kLiveItems = (kSteps + 2) / 2 + 2;
 template <int kDim>
-constexpr int kWarpgroupBytes =
-    kSteps * 2 * kTileTokens * kDim * 2 + (kLiveItems + 2 * kWarps) * kJobBytes + 2 * kSteps * 8 + 32;
+constexpr int kWarpgroupBytes = kSteps * 2 * kTileTokens * kDim * 2 + (kLiveItems + 2 * kWarps) * kJobBytes +
+                                2 * kSteps * 8 + 32 + 32 * 32 + 8 * 40;
 
 template <int kDim>
 constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
