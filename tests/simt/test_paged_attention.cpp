@@ -369,12 +369,21 @@ void test_same_bits(const Shape& shape, int len) {
   expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(shape.dim))), whole, "9 CTAs");
   expect_same(rows_of<T>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)), whole,
               "crowd");
+  if (takes_boxes(shape)) {  // whole warpgroups: one item after the other, items of one CTA each, in a crowd
+    const Batch many{{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 61}, {4, 40, 40}}, 1, 1};
+    expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, by_boxes(1)), whole, "warpgroups");
+    expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, by_boxes(9)), whole, "warpgroups of 9 CTAs");
+    expect_same(rows_of<T>(shape, many, id, by_boxes(1)), whole, "warpgroups in a crowd");
+    expect_same(rows_of<T>(shape, many, id, by_boxes(3)), whole, "warpgroups of 3 CTAs in a crowd");
+  }
   // cut at odd places
   int begin = 0;
   for (const int cut : {1, 14, 47, 96, 97, 200, 255, 258, 290, len}) {
     if (cut <= begin || cut > len) continue;
     expect_same(rows_of<T>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id, ctas(begin % 3 == 0 ? 1 : 12)), whole,
                 "cut");
+    if (takes_boxes(shape))
+      expect_same(rows_of<T>(shape, {{{1, 33, 1}, {id, cut, cut - begin}}}, id, by_boxes(2)), whole, "cut, warpgroups");
     begin = cut;
   }
   // token by token: alone on one CTA (nothing split), alone on many (every chunk apart), in a crowd
@@ -410,6 +419,7 @@ void test_orders_and_geometry() {
   const Rows expected_decode = rows_of<bf16>(shape, batch, 1, ctas(1));
   test::for_each_order([&] {
     expect_same(rows_of<bf16>(shape, batch, 2, ctas(6, deep_slots(64))), expected, "order");
+    expect_same(rows_of<bf16>(shape, batch, 2, by_boxes(1)), expected, "order, warpgroups");
     Geometry spread = ctas(1);
     spread.spread = true;
     expect_same(rows_of<bf16>(shape, {{{1, 600, 1}}}, 1, spread), expected_decode, "spread");

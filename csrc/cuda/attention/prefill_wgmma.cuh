@@ -33,15 +33,9 @@ constexpr int kStepsPlannedAhead = kStepsAhead + 2, kPlannedSteps = 8;
 static_assert(kPlannedSteps >= kStepsPlannedAhead + 2, "a plan is not written over before all have read it");
 constexpr int kWarpgroupRows = kWarpgroupWarps * kWarpRows;
 
-struct StepPosition {
-  int slot = 0;
-  uint32_t parity = 0;  // of the passes through the ring
-  __device__ __forceinline__ void advance() {
-    if (++slot < kSteps) return;
-    slot = 0;
-    parity ^= 1;
-  }
-};
+// Steps are numbered from the first item's on. Where a step is in the ring:
+__device__ __forceinline__ int slot_of(int step) { return step % kSteps; }
+__device__ __forceinline__ uint32_t parity_of(int step) { return static_cast<uint32_t>(step / kSteps) & 1; }
 
 // What a step asks for: K of a tile and V of the tile before, where the item has them.
 struct StepPlan {
@@ -183,48 +177,48 @@ class Steps {
       : args_(args), maps_(maps), memory_(memory), planner_(args, memory) {
     if (warp_id() == 0) planner_.start();
     __syncthreads();
-    for (int i = 0; i < kStepsAhead; ++i) request(i, i);
+    for (int i = 0; i < kStepsAhead; ++i) request(i);
     if (warpgroup() == 1) pass_turn();
   }
 
   static __device__ __forceinline__ int warpgroup() { return warp_id() / kWarpgroupWarps; }
-  __device__ __forceinline__ const unsigned char* keys() const { return memory_.steps[at_.slot].keys; }
-  __device__ __forceinline__ unsigned char* values() const { return memory_.steps[at_.slot].values; }
+  __device__ __forceinline__ const unsigned char* keys() const { return memory_.steps[slot_of(step_)].keys; }
+  __device__ __forceinline__ unsigned char* values() const { return memory_.steps[slot_of(step_)].values; }
 
   // The job of the next item; nullptr after the last. Called under the last step of the item before.
   __device__ __forceinline__ const Job* next_job(bool first) {
-    StepPosition next = at_;
-    if (!first) next.advance();
-    bulk_wait(memory_.full + next.slot, next.parity);
-    const Job& item = memory_.items[num_items_ % kLiveItems];
+    const int step = first ? 0 : step_ + 1;
+    bulk_wait(memory_.full + slot_of(step), parity_of(step));
+    const uint32_t number = counts_ / kOneItem;
+    const Job& item = memory_.items[number % kLiveItems];
     if (item.kv_head < 0) return nullptr;
-    Job* const job = &memory_.jobs[num_items_++ % 2][warp_id()];
+    Job* const job = &memory_.jobs[number % 2][warp_id()];
+    counts_ += kOneItem;
     narrow_job(args_, item, warp_id() * kWarpRows, job);
     return job;
   }
 
   // A step: its tiles have arrived; its products are issued, in turn; meanwhile a later one is asked for; and at last
   // all products have been waited for.
-  __device__ __forceinline__ void enter() const { bulk_wait(memory_.full + at_.slot, at_.parity); }
+  __device__ __forceinline__ void enter() const { bulk_wait(memory_.full + slot_of(step_), parity_of(step_)); }
   __device__ __forceinline__ void take_turn() {
-    bulk_wait(memory_.turn + warpgroup(), turn_parity_);
-    turn_parity_ ^= 1;
+    bulk_wait(memory_.turn + warpgroup(), counts_ & kTurn);
+    counts_ ^= kTurn;
   }
   __device__ __forceinline__ void pass_turn() {
     if (lane_id() == 0) bulk_arrive(memory_.turn + 1 - warpgroup());
   }
   // All warps ask for a share of a later step, in the place of the last but one.
   __device__ __forceinline__ void request_ahead() {
-    StepPosition at = at_;
-    for (int i = 0; i < kStepsAhead; ++i) at.advance();
-    bulk_wait(memory_.done + at.slot, at.parity ^ 1);
-    request(num_steps_++ + kStepsAhead, at.slot);
+    const int step = step_ + kStepsAhead;
+    bulk_wait(memory_.done + slot_of(step), parity_of(step) ^ 1);
+    request(step);
     if (warp_id() == 0) planner_.plan();
   }
   __device__ __forceinline__ void leave() {
     __syncwarp();
-    if (lane_id() == 0) bulk_arrive(memory_.done + at_.slot);
-    at_.advance();
+    if (lane_id() == 0) bulk_arrive(memory_.done + slot_of(step_));
+    ++step_;
   }
 
   // Rows of V that no row of the item sees become zeros, as kv_stream.cuh explains: a box is copied whole. Each
@@ -242,16 +236,17 @@ class Steps {
     fence_for_wgmma();
     __syncwarp();
     if (lane_id() == 0) bulk_arrive(memory_.together + warpgroup());
-    bulk_wait(memory_.together + warpgroup(), together_parity_);
-    together_parity_ ^= 1;
+    bulk_wait(memory_.together + warpgroup(), counts_ / kTogether & 1);
+    counts_ ^= kTogether;
   }
 
  private:
   static constexpr int kColumnBoxBytes = kBoxTokens * kBoxRowBytes;
 
   // Warp i asks for slab i % 4 of the i / 4-th 64 columns of K, the second warpgroup for V besides.
-  __device__ __forceinline__ void request(int number, int slot) const {
+  __device__ __forceinline__ void request(int number) const {
     const StepPlan& plan = memory_.plans[number % kPlannedSteps];
+    const int slot = slot_of(number);
     if (lane_id() != 0) return;
     const int slab = warp_id() % kTileSlabs, columns = warp_id() / kTileSlabs;
     const bool ended = plan.kv_head < 0;
@@ -275,9 +270,10 @@ class Steps {
   const KvMaps& maps_;
   WarpgroupMemory<kDim>& memory_;
   StepPlanner<kDim> planner_;  // the first warp's
-  StepPosition at_;
-  int num_items_ = 0, num_steps_ = 0;
-  uint32_t turn_parity_ = 0, together_parity_ = 0;
+  int step_ = 0;
+  // In one register: the parities of the two barriers of this warpgroup, and how many items it has begun.
+  static constexpr uint32_t kTurn = 1, kTogether = 2, kOneItem = 4;
+  uint32_t counts_ = 0;
 };
 
 // scores = q k^T, ascending over head_dim. Runs on after the call.
