@@ -246,12 +246,12 @@ class Steps {
   // Warp i asks for slab i % 4 of the i / 4-th 64 columns of K, the second warpgroup for V besides.
   __device__ __forceinline__ void request(int number) const {
     const StepPlan& plan = memory_.plans[number % kPlannedSteps];
-    const int slot = slot_of(number);
+    const int slot = slot_of(number), warp = not_hoisted(warp_id());
     if (lane_id() != 0) return;
-    const int slab = warp_id() % kTileSlabs, columns = warp_id() / kTileSlabs;
+    const int slab = warp % kTileSlabs, columns = warp / kTileSlabs;
     const bool ended = plan.kv_head < 0;
     const int key_block = ended || columns * kBoxColumns >= kDim ? -1 : plan.key_blocks[slab];
-    const int value_block = ended || warpgroup() == 0 ? -1 : plan.value_blocks[slab];
+    const int value_block = ended || warp < kWarpgroupWarps ? -1 : plan.value_blocks[slab];
     uint64_t* const full = memory_.full + slot;
     bulk_expect(full, (key_block >= 0 ? kColumnBoxBytes : 0) + (value_block >= 0 ? box_bytes(kDim) : 0));
     auto& step = memory_.steps[slot];
