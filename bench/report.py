@@ -103,6 +103,37 @@ def start_table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def invariance_table(records: list[dict]) -> str:
+    lines = [
+        "| model | rows | dense layers of a step, ms | best of cuBLAS and cuBLASLt, split-K allowed, ms | ratio | "
+        "by layer | machine in the same run | commit | date |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in latest(records):
+        for rows, line in r["by_rows"].items():
+            layers = ", ".join(f"{name} {ratio:.3f}" for name, ratio in line["layers"].items())
+            lines.append(
+                f"| {r['shape']} | {rows} | {line['ours_ms']:.3f} | {line['free_ms']:.3f} | {line['ratio']:.3f} | "
+                f"{layers} | {machine_text(r)} | {r['commit']} | {r['date']} |"
+            )
+    return "\n".join(lines)
+
+
+def sampling_table(records: list[dict]) -> str:
+    lines = ["| model | what | figures | machine in the same run | commit | date |", "|---|---|---|---|---|---|"]
+    for r in latest(records):
+        if "ratios" in r:
+            ratios = ", ".join(f"{name} {ratio:.3f}" for name, ratio in r["ratios"].items())
+            figures = f"a plain step {r['plain_step_ms']:.3f} ms; with {ratios} of it"
+        else:
+            figures = f"{r['output_tok_s']:.0f} output tok/s, free {r['free_tok_s']:.0f}: {r['ratio']:.3f}"
+        lines.append(
+            f"| {r['shape']} {r['dtype']} | {r['workload']}, context {r['prompt_tokens']} and up | {figures} | "
+            f"{machine_text(r)} | {r['commit']} | {r['date']} |"
+        )
+    return "\n".join(lines)
+
+
 def section(records: list[dict], device: str) -> str:
     """All of one device: the engine alone, then over HTTP, then the start."""
     online = [record for record in records if record.get("mode") == "http"]
@@ -115,6 +146,14 @@ def section(records: list[dict], device: str) -> str:
     starts = [record for record in records if record.get("mode") == "start"]
     if starts:
         parts += ["From the start of the process to the first token:", start_table(starts)]
+    titles = {
+        "invariance": ("What equal bits cost:", invariance_table),
+        "sampling": ("Stages of the sampler and structured output:", sampling_table),
+    }
+    for mode, (title, make_table) in titles.items():
+        chosen = [record for record in records if record.get("mode") == mode]
+        if chosen:
+            parts += [title, make_table(chosen)]
     for path in plots.write(latest(records), device, PLOTS, machine_text):
         parts.append(f"![{path.stem}](plots/{path.name})")
     return "\n\n".join(parts) + "\n"

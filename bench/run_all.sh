@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go: build in place, test on the device, prove and time the kernels, run the workloads.
-#   bench/run_all.sh [tests|kernels|workloads|http|load]...     default: all but load; results go to bench/results and the terminal
+#   bench/run_all.sh [tests|kernels|workloads|http|load|invariance|sampling|startup|sanitize]...
+# Default: the first four. Results go to bench/results and the terminal. On an H100, beside the build: invariance 3 minutes,
+# sampling 2, startup 2, sanitize 4.
 # Needs what the environment already has (torch, cmake, ninja, nvcc); fetches nothing.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -48,8 +50,26 @@ for part in $parts; do
       check python3 -m bench.serving http --start-server "--model bench/shapes/llama31-8b --load-format dummy" --save \
         rate:5:100 rate:10:200 rate:15:300 rate:20:400 rate:30:600
       ;;
+    invariance)
+      step "the same tokens in every company"
+      check python3 -m pytest -q tests/engine/test_crowd.py -k cuda --timeout 600 --durations 8
+      step "what that costs"
+      check python3 -m bench.invariance.cost --save
+      ;;
+    sampling)
+      step "stages of the sampler, structured output"
+      check python3 -m bench.sampling stages structured --save
+      ;;
+    startup)
+      step "start to first token, weights of full size"
+      check bench/startup/run.sh --save
+      ;;
+    sanitize)
+      step "compute-sanitizer"
+      check tests/gpu/sanitize.sh
+      ;;
     *)
-      echo "unknown part $part; have tests, kernels, workloads, http, load" >&2
+      echo "unknown part $part; have tests, kernels, workloads, http, load, invariance, sampling, startup, sanitize" >&2
       exit 2
       ;;
   esac

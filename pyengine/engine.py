@@ -186,9 +186,7 @@ class Engine:
         constrained = self.scheduler.constrained_sequences()
         if not constrained:
             return None
-        masks = self._grammars.masks(len(constrained))
-        for i, (_, grammar) in enumerate(constrained):
-            grammar.fill_mask(masks, i)
+        masks = self._grammars.fill([grammar for _, grammar in constrained])
         return GrammarMasks(np.asarray([index for index, _ in constrained]), masks)
 
     def stats(self) -> Stats:

@@ -16,13 +16,14 @@ import sys
 import time
 import traceback
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
+from pyengine import cuda_driver
 from pyengine.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from pyengine.config import EngineConfig
-from pyengine.engine import Engine
 from pyengine.errors import PyengineError, RequestError
 from pyengine.process_age import process_age_s
 from pyengine.protocol import (
@@ -45,6 +46,9 @@ from pyengine.protocol import (
     decode_to_engine,
     encode,
 )
+
+if TYPE_CHECKING:
+    from pyengine.engine import Engine
 
 STATS_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.1
@@ -257,6 +261,9 @@ def main(argv: list[str]) -> int:
         print("usage: python -m pyengine.engine_proc ipc:///path/of/socket < config.json", file=sys.stderr)
         return 2
     _die_with_parent()
+    cuda_driver.wake()
+    from pyengine.engine import Engine  # torch: beside the driver
+
     imported_s = process_age_s()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN

@@ -93,6 +93,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop_token_ids: token ids that end the generation.
         ignore_eos: go on past the end-of-sequence token.
         skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: either is the same: texts of tokens follow each other as their bytes say.
         presence_penalty, frequency_penalty: OpenAI's, over the generated tokens, in [-2, 2].
         repetition_penalty: over prompt and generated tokens, in [0.001, 10]; 1 is off.
         logit_bias: added to the logits of single tokens, each in [-100, 100].
@@ -118,6 +119,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0

@@ -13,6 +13,7 @@ from pyengine.config import EngineConfig
 from pyengine.errors import PyengineError
 from pyengine.options import add_options, config_of
 from server.config import ServerConfig
+from server.engine_process import EngineProcess
 
 API_KEY_VARIABLE = "PYENGINE_API_KEY"  # a secret, so it may stay out of the process list
 
@@ -53,9 +54,11 @@ def main(argv: list[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     try:
         server_config, engine_config = parse(argv)
+        process = EngineProcess()
+        process.start()  # it has the longer way to go, so it begins before our own imports
         from server.launcher import Launcher  # after the options: --help answers at once
 
-        return Launcher(server_config, engine_config).run()
+        return Launcher(server_config, engine_config, process).run()
     except PyengineError as error:
         print(f"pyengine: {error}", file=sys.stderr)
         return error.exit_code

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 from pyengine.config import option
 from pyengine.errors import ConfigError
+from pyengine.sampling_params import MAX_LOGIT_BIAS, MAX_N, MAX_STOP_STRINGS
 from pyengine.text.unknown_fields import POLICIES
+
+# What the engine takes at most; a server may allow less.
+_CAPS = {"max_n": MAX_N, "max_stops": MAX_STOP_STRINGS, "max_logit_bias": MAX_LOGIT_BIAS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,13 @@ class ServerConfig:
         choices=POLICIES,
     )
     max_body_size: int = option(8 << 20, "bytes of a request body at most")
+    max_headers: int = option(64, "headers of a request at most")
+    max_header_size: int = option(16 << 10, "bytes of a request's headers at most")
+    max_prompts: int = option(1024, "prompts, or inputs to embed, of one request at most")
+    max_sequences: int = option(1024, "answers that one request may ask for: its prompts times n")
+    max_n: int = option(MAX_N, "answers to one prompt at most")
+    max_stops: int = option(MAX_STOP_STRINGS, "stop strings of a request at most")
+    max_logit_bias: int = option(MAX_LOGIT_BIAS, "entries of logit_bias at most")
     max_connections: int = option(
         2048,
         "open connections at most, of each API worker; the one that has been idle the longest makes room for a new one",
@@ -76,6 +87,10 @@ class ServerConfig:
         for name in ("idle_timeout", "client_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"--{name.replace('_', '-')} must be more than 0 seconds, got {getattr(self, name)}")
-        for name in ("api_workers", "max_body_size", "max_connections"):
+        positive = ("api_workers", "max_body_size", "max_connections", "max_headers", "max_header_size")
+        for name in (*positive, "max_prompts", "max_sequences", *_CAPS):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name, cap in _CAPS.items():
+            if getattr(self, name) > cap:
+                raise ConfigError(f"--{name.replace('_', '-')} may be at most {cap}, got {getattr(self, name)}")

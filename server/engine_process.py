@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from pyengine.config import EngineConfig
+from pyengine.process_age import process_age_s
 
 
 class EngineProcess:
@@ -28,6 +29,8 @@ class EngineProcess:
         self.folder = Path(tempfile.mkdtemp(prefix="pyengine-"))  # mkdtemp makes it 0700
         self._num_starts = 0
         self._child: subprocess.Popen | None = None
+        self.started_s = 0.0  # age of this process when it started the first
+        self.is_waiting = False  # a child is there that does not know yet what to run
 
     @property
     def address(self) -> str:
@@ -39,11 +42,14 @@ class EngineProcess:
 
     def start(self) -> None:
         """Start a child; it imports what it needs while its configuration is still being worked out."""
+        self.started_s = self.started_s or process_age_s()
         self._num_starts += 1
         self._child = subprocess.Popen([*self._command, self.address], stdin=subprocess.PIPE)
+        self.is_waiting = True
 
     def configure(self, config: EngineConfig) -> None:
         """Tell the child what to run."""
+        self.is_waiting = False
         try:
             self._child.stdin.write(msgspec.json.encode(config))
             self._child.stdin.close()

@@ -24,7 +24,7 @@ from gevent.socket import wait_read
 from pyengine.errors import RequestError
 from server.config import ServerConfig
 from server.connections import Connections, connection_limit
-from server.http_head import Head, parse_head
+from server.http_head import Head, HeadLimits, parse_head
 from server.http_input import MIN_BYTES_PER_S, Body, BodyBudget, BodyLimits, Inbox
 from server.metric_board import Board
 from server.openai.errors import body_of, log_bug
@@ -42,7 +42,7 @@ class Handler(WSGIHandler):
     """One connection: its requests one after another."""
 
     def __init__(self, client: socket.socket, address: tuple, server: HttpServer):
-        self._inbox = Inbox(client, server.client_timeout_s)
+        self._inbox = Inbox(client, server.client_timeout_s, server.head_limits)
         super().__init__(client, address, server, rfile=self._inbox)
         self._linger = False
         self._request_id = ""
@@ -84,7 +84,7 @@ class Handler(WSGIHandler):
             return False
         self.time_start, self.requestline, self._request_id = time.time(), "-", request_id(None)
         try:
-            head = parse_head(self._inbox.read_head())
+            head = parse_head(self._inbox.read_head(), self.server.head_limits)
         except RequestError as error:
             self._linger = True
             self._refuse(error)
@@ -231,6 +231,7 @@ class HttpServer(WSGIServer):
         self.client_timeout_s = config.client_timeout
         self.idle_timeout_s = config.idle_timeout
         self.connections = Connections(connection_limit(config.max_connections), Handler.cut_off)
+        self.head_limits = HeadLimits(config.max_headers, config.max_header_size)
         budget = BodyBudget(MAX_BODIES_AT_ONCE * config.max_body_size)
         self.body_limits = BodyLimits(config.max_body_size, config.client_timeout, budget)
 

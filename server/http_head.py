@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pyengine.errors import RequestError
 
 MAX_REQUEST_LINE_BYTES = 8 << 10
-MAX_HEADER_BYTES = 16 << 10
-MAX_HEADERS = 64
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
@@ -21,6 +19,17 @@ _HEADER = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _ONCE = frozenset(("host", "content-length", "content-type", "transfer-encoding", "authorization"))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Headers of one request at most: how many, and bytes of all together."""
+
+    max_headers: int = 64
+    max_bytes: int = 16 << 10
+
+
+DEFAULT_LIMITS = HeadLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +70,16 @@ class Head:
         return self.version == "HTTP/1.1" and self.headers.get("expect", "").lower() == "100-continue"
 
 
-def parse_head(data: bytes) -> Head:
+def parse_head(data: bytes, limits: HeadLimits = DEFAULT_LIMITS) -> Head:
     """The bytes up to the empty line, without it. Raises RequestError with status 400, 414, 431, 501 or 505."""
     first, _, rest = data.partition(b"\n")
     first = first.removesuffix(b"\r")
     if len(first) > MAX_REQUEST_LINE_BYTES:
         raise line_too_long()
-    if len(rest) > MAX_HEADER_BYTES:
-        raise headers_too_large()
+    if len(rest) > limits.max_bytes:
+        raise headers_too_large(limits)
     method, target, version = _parse_request_line(first)
-    headers = _parse_headers(rest)
+    headers = _parse_headers(rest, limits)
     _check_framing(headers, version)
     if version == "HTTP/1.1" and "host" not in headers:
         raise RequestError("a request needs a Host header")
@@ -84,8 +93,8 @@ def line_too_long() -> RequestError:
     return RequestError(f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes", status=414)
 
 
-def headers_too_large() -> RequestError:
-    return RequestError(f"the headers are larger than {MAX_HEADER_BYTES} bytes", status=431)
+def headers_too_large(limits: HeadLimits) -> RequestError:
+    return RequestError(f"the headers are larger than {limits.max_bytes} bytes (--max-header-size)", status=431)
 
 
 def _parse_request_line(line: bytes) -> tuple[str, str, str]:
@@ -98,10 +107,11 @@ def _parse_request_line(line: bytes) -> tuple[str, str, str]:
     return method, target, "HTTP/1.0" if minor == "0" else "HTTP/1.1"
 
 
-def _parse_headers(data: bytes) -> dict[str, str]:
+def _parse_headers(data: bytes, limits: HeadLimits) -> dict[str, str]:
     lines = data.split(b"\n") if data else []
-    if len(lines) > MAX_HEADERS:
-        raise RequestError(f"a request may have {MAX_HEADERS} headers, got {len(lines)}", status=431)
+    if len(lines) > limits.max_headers:
+        text = f"a request may have {limits.max_headers} headers (--max-headers), got {len(lines)}"
+        raise RequestError(text, status=431)
     headers: dict[str, str] = {}
     for line in lines:
         match = _HEADER.fullmatch(line.removesuffix(b"\r"))

@@ -16,10 +16,10 @@ from gevent import socket
 
 from pyengine.errors import RequestError
 from server.http_head import (
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
+    DEFAULT_LIMITS,
     MAX_REQUEST_LINE_BYTES,
     Head,
+    HeadLimits,
     headers_too_large,
     line_too_long,
 )
@@ -27,6 +27,7 @@ from server.http_head import (
 RECEIVE_BYTES = 64 << 10
 MIN_BYTES_PER_S = 16 << 10  # a client slower than this, in either direction, is cut off in the end
 MAX_CHUNK_LINE_BYTES = 256
+MAX_TRAILERS = 64
 MAX_CHUNKS = 16 << 10  # of one body: a flood of tiny ones costs more time than it carries data
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[\t\x20-\x7e]*)?")
@@ -38,9 +39,10 @@ class Inbox:
     Holds no memory while it waits for a request.
     """
 
-    def __init__(self, client: socket.socket, timeout_s: float):
+    def __init__(self, client: socket.socket, timeout_s: float, limits: HeadLimits = DEFAULT_LIMITS):
         self._socket = client
         self._timeout_s = timeout_s
+        self._limits = limits
         self._buffer = bytearray()
 
     @property
@@ -85,8 +87,8 @@ class Inbox:
         if self._buffer.find(b"\n", 0, MAX_REQUEST_LINE_BYTES + 2) < 0:
             if len(self._buffer) > MAX_REQUEST_LINE_BYTES + 1:
                 raise line_too_long()
-        elif len(self._buffer) > MAX_REQUEST_LINE_BYTES + MAX_HEADER_BYTES + 4:
-            raise headers_too_large()
+        elif len(self._buffer) > MAX_REQUEST_LINE_BYTES + self._limits.max_bytes + 4:
+            raise headers_too_large(self._limits)
 
     def read_line(self, deadline_s: float) -> bytes:
         """A line of a chunked body, without its end."""
@@ -262,7 +264,7 @@ class Body:
             parts.append(data)
 
     def _skip_trailers(self) -> None:
-        for _ in range(MAX_HEADERS):
+        for _ in range(MAX_TRAILERS):
             if not self._inbox.read_line(self._deadline_s):
                 return
         raise RequestError("the chunked body has too many trailers")

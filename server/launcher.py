@@ -1,4 +1,5 @@
-"""Start, supervise, stop: the port first, then the engine, then requests; the reverse on SIGTERM.
+"""Start, supervise, stop: the port first, then the engine, then requests; the reverse on SIGTERM. An engine process may
+have been started before, to import what it needs meanwhile; it learns its task only when the port is there.
 
 The server process outlives its engine. An engine that dies while serving is replaced and its open streams end with an
 error event; one that cannot start (bad flags, bad model, too little memory) ends the server with the engine's own
@@ -19,7 +20,6 @@ from gevent.event import Event
 from pyengine.config import EngineConfig
 from pyengine.errors import ConfigError, PyengineError
 from pyengine.models.resolve import resolve_model
-from pyengine.process_age import process_age_s
 from pyengine.protocol import Progress, Ready
 from server import console
 from server.config import ServerConfig
@@ -57,6 +57,7 @@ class Launcher:
             front = self._front = self._make_front()
             listener = bind(self._config.host, self._config.port)
         except ConfigError:
+            process.kill()
             process.remove_folder()
             raise
         gevent.signal_handler(signal.SIGTERM, self._on_signal)
@@ -86,9 +87,10 @@ class Launcher:
 
     def _supervise(self, process: EngineProcess) -> None:
         front = self._front
-        self._times.engine_started_s = process_age_s()
         while True:
-            process.start()
+            if not process.is_waiting:
+                process.start()
+            self._times.engine_started_s = process.started_s
             front.connect(process.address)
             try:
                 self._resolve()

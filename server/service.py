@@ -99,10 +99,24 @@ def make_service(
         vocab_size=ready.vocab_size,
         hidden_size=ready.hidden_size,
         max_body_bytes=config.max_body_size,
+        max_prompts=config.max_prompts,
+        max_sequences=config.max_sequences,
+        max_n=config.max_n,
+        max_stops=config.max_stops,
+        max_logit_bias=config.max_logit_bias,
     )
     processor = TextProcessor(text, limits, [model_name], splits_reasoning=config.reasoning == "auto")
     metrics = Metrics(model_name, ready.max_model_len, board)
-    return Service(model_name, processor, client, metrics, config, (*text.warnings, *access_notes(config)))
+    notes = (*text.warnings, *_defaults_notes(text), *access_notes(config))
+    return Service(model_name, processor, client, metrics, config, notes)
+
+
+def _defaults_notes(text: ModelText) -> list[str]:
+    """What a request gets that says nothing about sampling, where the checkpoint has an opinion."""
+    if not text.sampling_defaults:
+        return []
+    values = ", ".join(f"{name} {value}" for name, value in text.sampling_defaults.items())
+    return [f"generation_config.json sets what requests leave open: {values}"]
 
 
 def _with_template(text: ModelText, path: Path) -> ModelText:

@@ -211,9 +211,10 @@ void bench_batch(Report& report, const Gpu& gpu, const std::string& name, Heads 
   c.tolerance = 2 * tolerance(DType::kBF16);  // the weights P are rounded as well as the result
   c.bytes = batch.bytes(), c.flops = batch.flops();
   if (Report::correct(c)) {
-    c.times_us = replay_times_us(gpu, std::max(4, batch.layers()), [&](int i) {
-      pe::cuda::paged_attention(batch.params(i % batch.layers()), plan.workspace(), workspace.workspace(),
-                                gpu.stream());
+    c.times_us = replay_times_us(gpu, pe::round_up(std::max(4, batch.layers()), 2), [&](int i) {
+      pe::PagedAttentionParams layer = batch.params(i % batch.layers());
+      layer.turn = (i + 1) % 2;
+      pe::cuda::paged_attention(layer, plan.workspace(), workspace.workspace(), gpu.stream());
     });
     const auto planning = gpu.time_us([&] { pe::cuda::attention_plan(p, plan.workspace(), gpu.stream()); });
     c.note = "plan " + micros(quantiles(planning).median) + " us";

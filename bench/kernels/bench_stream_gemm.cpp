@@ -30,7 +30,7 @@ constexpr Layer kLayers[] = {{"llama qkv", 6144, 4096, kB, kB, false},      {"ll
                              {"smol o", 576, 576, kB, kB, false},           {"smol gate_up", 3072, 576, kB, kB, false},
                              {"smol down", 576, 1536, kB, kB, false},       {"smol head", 49152, 576, kB, kF, false},
                              {"qkv bias", 6144, 4096, kB, kB, true}};
-constexpr int64_t kRows[] = {1, 16, 32, 64, 128, 256};
+constexpr int64_t kRows[] = {1, 8, 16, 32, 64, 128, 256};
 
 int times_in_step(const Layer& layer) {
   if (std::string(layer.name) == "llama head") return 1;
@@ -108,15 +108,14 @@ class Problem {
 
 double median(const std::vector<double>& times) { return quantiles(times).median; }
 
-// ---- comparison
-// -------------------------------------------------------------------------------------------------------
+// ---- comparison -----------------------------------------------------------------------------------------------------
 
 struct Totals {
   double library = 0, stream = 0, linear = 0, best = 0;  // us of a step
 };
 
 std::string text_of(const Plan& plan) {
-  return "tile " + std::to_string(plan.tile) + " cluster " + std::to_string(plan.cluster) + " ring " +
+  return "tile " + std::to_string(plan.tile) + " depth " + std::to_string(plan.depth) + " ring " +
          std::to_string(plan.ring_bytes >> 10) + " KiB";
 }
 
@@ -180,10 +179,10 @@ void try_plans(Report& report, const Gpu& gpu, const Layer& layer, const Weights
   std::multimap<double, Plan> by_time;
   double error = 0;
   for (const int tile : s::kTiles) {
-    if (layer.n / tile > 1400 || !s::has_kernel(tile, s::groups_of(m))) continue;
-    for (const int cluster : s::kClusters) {
+    if (layer.n / tile > 1400) continue;
+    for (const int depth : s::kDepths) {
       for (const int ring : {s::kHalfRing, s::kFullRing}) {
-        const Plan plan{tile, cluster, ring};
+        const Plan plan{tile, depth, ring};
         if (s::stages_of({m, layer.n, layer.k}, plan) < 2) continue;
         if (proves) error += different(problem.bits(stream_path(gpu, plan)), wanted);
         by_time.emplace(median(problem.times_us(stream_path(gpu, plan), false, 3)), plan);

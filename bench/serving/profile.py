@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     tuning.add_argument(parser)
     args = parser.parse_args(argv)
     tuning.apply(args.tuning)
-    engine = Engine.start(EngineConfig(model=args.model, load_format=args.load_format))
+    engine = Engine.start(EngineConfig(model=args.model, load_format=args.load_format, itl_target_ms=0))
     items = make_workload(args.workload, engine.facts.model.vocab_size)
     for i, item in enumerate(items):
         params = SamplingParams(max_tokens=item.max_tokens, ignore_eos=True, temperature=0.0)

@@ -335,7 +335,7 @@ void check_table_room(const Call& call, int64_t max_seq_len, int64_t max_blocks,
 void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, const Tensor v_cache,
                      const Tensor block_tables, const MaybeTensor table_rows, const Tensor query_start,
                      const Tensor seq_lens, int64_t max_seq_len, double scale, int64_t window, const MaybeTensor plan,
-                     const MaybeTensor workspace, bool settled) {
+                     const MaybeTensor workspace, bool settled, int64_t turn) {
   Call call("paged_attention");
   Dim num_tokens("num_tokens"), num_heads("num_heads"), head_dim("head_dim"), num_seqs("num_seqs"),
       starts("num_seqs + 1");
@@ -368,6 +368,8 @@ void paged_attention(const Tensor out, const Tensor q, const Tensor k_cache, con
   p.scale = static_cast<float>(scale);
   p.window = static_cast<int32_t>(window);
   p.settled = settled;
+  if (turn != 0 && turn != 1) call.fail("turn must be 0 or 1, got " + std::to_string(turn));
+  p.turn = static_cast<int32_t>(turn);
   p.dtype = dtype.value;
   if (!call.on_cuda()) return cpu::paged_attention(p);
   call.check(plan && workspace,

@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
       "paged_attention(Tensor(a!) out, Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor? "
       "table_rows, "
       "Tensor query_start, Tensor seq_lens, int max_seq_len, float scale, int window, Tensor? plan, Tensor(b!)? "
-      "workspace, bool settled) -> ()");
+      "workspace, bool settled, int turn) -> ()");
   m.def(
       "attention_plan(Tensor(a!) plan, Tensor block_tables, Tensor? table_rows, Tensor query_start, Tensor seq_lens, "
       "int block_size, int num_tokens, int max_seq_len, int num_heads, int num_kv_heads, int head_dim, int window, "

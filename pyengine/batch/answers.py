@@ -14,6 +14,7 @@ from pyengine.text.validation import PreparedRequest
 from server.anthropic.shapes import MessageShapes
 from server.anthropic.shapes import error_body as anthropic_error_body
 from server.openai import responses
+from server.openai.embedding_shapes import embedding_list
 from server.openai.error_shapes import error_body
 from server.openai.response_shapes import ResponseShapes
 
@@ -51,9 +52,15 @@ def endpoints(text: TextProcessor, model: str) -> dict[str, Endpoint]:
         form, count = prepared.form.message, prepared.num_prompt_tokens
         return prepared, lambda generations: MessageShapes(model, form, generations[0], count).whole()
 
+    def embedding(body: bytes) -> tuple[PreparedRequest, Whole]:
+        asked, prepared = text.embeddings(body)
+        count = prepared.num_prompt_tokens
+        return prepared, lambda generations: embedding_list(model, asked, generations, count)
+
     return {
         "/v1/chat/completions": Endpoint(chat, _openai_error),
         "/v1/completions": Endpoint(completion, _openai_error),
+        "/v1/embeddings": Endpoint(embedding, _openai_error),
         "/v1/responses": Endpoint(response, _openai_error),
         "/v1/messages": Endpoint(message, _anthropic_error),
     }

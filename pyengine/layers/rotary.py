@@ -10,12 +10,15 @@ where configurations are read. numpy only, so that configurations can be read wi
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 KINDS = ("default", "linear", "llama3", "yarn", "factors")
-_TABLE_ROWS = 16384  # positions computed at a time: bounds the float64 scratch at 8 MiB per 64 frequencies
+_TABLE_ROWS = 4096  # positions that a thread computes at a time: float64 scratch of 2 MiB per 64 frequencies
+_TABLE_THREADS = 8  # 131,072 positions take one thread 0.35 s of the start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +64,15 @@ def cos_sin_table(rope: RopeParameters, max_position: int) -> np.ndarray:
     frequencies = inverse_frequencies(rope).astype(np.float64)
     half = rope.rotary_dim // 2
     table = np.empty((max_position, rope.rotary_dim), dtype=np.float32)
-    for begin in range(0, max_position, _TABLE_ROWS):
+
+    def fill(begin: int) -> None:
         rows = table[begin : begin + _TABLE_ROWS]
         angles = np.arange(begin, begin + len(rows), dtype=np.float64)[:, None] * frequencies
         rows[:, :half] = np.cos(angles) * rope.attention_factor
         rows[:, half:] = np.sin(angles) * rope.attention_factor
+
+    with ThreadPoolExecutor(min(_TABLE_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(fill, range(0, max_position, _TABLE_ROWS)))
     return table
 
 

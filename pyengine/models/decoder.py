@@ -41,6 +41,7 @@ class DecoderLayer:
     down: ops.PackedWeight
     norm_after_mlp: torch.Tensor  # the next layer's input norm, or the final norm
     window: int
+    turn: int  # 0, 1, 0, 1, ... among the layers of this window, which share a plan
 
 
 class Decoder:
@@ -77,6 +78,7 @@ class Decoder:
         def weight(name: str) -> Any:
             return self.weights.get(f"layers.{index}.{name}")
 
+        window = self.config.layer_windows[index]
         next_norm = f"layers.{index + 1}.input_norm" if index + 1 < self.config.num_layers else "final_norm"
         return DecoderLayer(
             qkv=weight("qkv"),
@@ -88,7 +90,8 @@ class Decoder:
             gate_up=weight("gate_up"),
             down=weight("down"),
             norm_after_mlp=self.weights[next_norm],
-            window=self.config.layer_windows[index],
+            window=window,
+            turn=self.config.layer_windows[:index].count(window) % 2,
         )
 
     def forward(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
@@ -128,7 +131,7 @@ class Decoder:
         )
         q = qkv[:, : config.q_size].view(-1, config.num_heads, config.head_dim)
         meta = ctx.attention_for(layer.window)
-        out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, settled=True)
+        out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, settled=True, turn=layer.turn)
         return out.view(-1, config.q_size)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

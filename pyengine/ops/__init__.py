@@ -329,6 +329,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     settled: bool = False,
+    turn: int = 0,
 ) -> Tensor:
     """Causal attention of any mix of prefill chunks and decodes over the paged cache (arXiv 2309.06180),
     batch-invariant.
@@ -343,6 +344,8 @@ def paged_attention(
             window.
         settled: ``meta`` and its plan were complete before the op in front of this one, which is ``rope_write_kv``;
             on CUDA they are then read while that one still runs.
+        turn: 0, 1, 0, 1, ... for the calls with one plan, from ``attention_plan`` on. On CUDA a call out of turn is an
+            error of the device, which nothing survives.
 
     Returns:
         [num_tokens, num_heads, head_dim], contiguous.
@@ -363,6 +366,7 @@ def paged_attention(
         meta.plan,
         meta.workspace,
         settled,
+        turn,
     )
     return out
 

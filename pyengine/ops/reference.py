@@ -160,6 +160,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     settled: bool = False,
+    turn: int = 0,
 ) -> Tensor:
     """Rows of padding tokens are zeros here; the ops leave them undefined."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)

@@ -41,6 +41,17 @@ class LogprobTensors:
 
 
 @dataclass(frozen=True)
+class _RawRows:
+    """Raw logits float32 [num_wanted, vocab_size] of the batch rows ``indices`` (host), ``on_device`` int32, where None
+    means all rows.
+    """
+
+    indices: np.ndarray
+    on_device: Tensor | None
+    logits: Tensor
+
+
+@dataclass(frozen=True)
 class Sampled:
     """token_ids int32 [num_seqs], undefined where nothing is sampled; logprobs None when nobody asked."""
 
@@ -82,9 +93,10 @@ class Sampler:
             grammar: what the grammars of this step allow; None when no sequence has one.
         """
         active = [stage for stage in self._stages if stage.uses(step)]
-        wants_logprobs = self._wants_logprobs.any(step)
-        raw = logits.clone() if wants_logprobs and (active or grammar) else logits
         live = logits[: len(step.rows)]
+        wanted = None
+        if self._wants_logprobs.any(step):
+            wanted = self._raw_rows(live, step, edited=bool(active or grammar))
         for stage in active:
             stage.apply(live, step)
         if grammar is not None:
@@ -96,14 +108,22 @@ class Sampler:
         for stage in self._counting:
             if stage in active:
                 stage.count(token_ids[: len(step.rows)], step)
-        return Sampled(token_ids, self._logprobs(raw, token_ids, step) if wants_logprobs else None)
+        return Sampled(token_ids, None if wanted is None else self._logprobs(wanted, token_ids, step))
 
-    def _logprobs(self, raw: Tensor, token_ids: Tensor, step: SamplingStep) -> LogprobTensors:
+    def _raw_rows(self, live: Tensor, step: SamplingStep, edited: bool) -> _RawRows:
+        """The rows whose log-probabilities are wanted, as they are before any stage: a copy of them, and of no others,
+        unless all are and none will be ``edited``.
+        """
         indices = np.flatnonzero(self._wants_logprobs.select(step))
-        counts = self._num_logprobs[step.rows[indices]]
+        if len(indices) == len(live) and not edited:
+            return _RawRows(indices, None, live)
         on_device = self._upload(indices.astype(np.int32))
-        wanted = ops.gather_rows(raw, on_device)
-        return LogprobTensors(indices, counts, *ops.logprobs(wanted, token_ids[on_device.long()], int(counts.max())))
+        return _RawRows(indices, on_device, ops.gather_rows(live, on_device))
+
+    def _logprobs(self, wanted: _RawRows, token_ids: Tensor, step: SamplingStep) -> LogprobTensors:
+        counts = self._num_logprobs[step.rows[wanted.indices]]
+        drawn = token_ids[: len(wanted.logits)] if wanted.on_device is None else token_ids[wanted.on_device.long()]
+        return LogprobTensors(wanted.indices, counts, *ops.logprobs(wanted.logits, drawn, int(counts.max())))
 
 
 class _DrawRows:

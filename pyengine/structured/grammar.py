@@ -8,10 +8,10 @@ does.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pyengine.errors import RequestError
 
@@ -74,15 +74,37 @@ def _compile(kind: str, source: str) -> tuple[str, str]:
         elif kind == "regex":
             grammar = LLMatcher.grammar_from_regex(source)
         elif kind == "choice":
-            grammar = LLMatcher.grammar_from_lark(
-                "start: " + " | ".join(json.dumps(item) for item in json.loads(source))
-            )
+            # One terminal: an automaton. As rules, more than a few hundred choices are too many for the parser.
+            choices = " | ".join(json.dumps(item) for item in json.loads(source))
+            grammar = LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
         else:
             grammar = LLMatcher.grammar_from_lark(source)
     except (ValueError, RecursionError) as error:
         return "", str(error)
-    problem = LLMatcher.validate_grammar(grammar, limits=parser_limits())
-    return (grammar, "") if not problem or problem.startswith("WARNING") else ("", problem)
+    problem = _problem(kind, grammar)
+    return ("", problem) if problem else (grammar, "")
+
+
+def _problem(kind: str, grammar: str) -> str:
+    """Why the grammar cannot be used, "" where it can. It is made, and asked over bytes what may come first and behind
+    an opened object or list: a schema may be well formed and yet need more than the limits there, or match nothing.
+    """
+    if kind == "grammar":  # may name token ids, which only the model's vocabulary has
+        problem = LLMatcher.validate_grammar(grammar, limits=parser_limits())
+        return "" if problem.startswith("WARNING") else problem
+    matcher = LLMatcher(_bytes_as_tokens(), grammar, log_level=0, limits=parser_limits())
+    for opening in ("", "{", "["):
+        if matcher.get_error():
+            break
+        if not opening or matcher.try_consume_tokens([ord(opening)]):
+            matcher.compute_bitmask()
+    problem = matcher.get_error().partition("<state>")[0].strip()
+    return "nothing matches it" if problem.startswith("NoExtension") else problem
+
+
+@cache
+def _bytes_as_tokens() -> LLTokenizer:
+    return LLTokenizer("byte")
 
 
 def parser_limits() -> LLParserLimits:

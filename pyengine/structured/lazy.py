@@ -4,6 +4,7 @@ does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,8 @@ class LazyGrammars:
     def make(self, grammar: str, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
         return self._factory.make(grammar, thinking)
 
-    def masks(self, count: int) -> np.ndarray:
-        return self._factory.masks(count)
+    def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar]) -> np.ndarray:
+        return self._factory.fill(grammars)
 
     @cached_property
     def _factory(self) -> GrammarFactory:

@@ -8,17 +8,23 @@ consumed token.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from pyengine.sampling_params import Thinking
 from pyengine.structured.grammar import parser_limits
 from pyengine.structured.thinking import MarkTokens, ThinkingGrammar
 from pyengine.text.tokenizer import Tokenizer
+
+# A mask takes 5 to 30 us, now and then milliseconds (a string near its maxLength); waking threads takes 10.
+PARALLEL_FROM = 8
+MAX_MASK_THREADS = 8
 
 
 class SequenceGrammar:
@@ -36,6 +42,11 @@ class SequenceGrammar:
         """Why the sequence cannot go on; empty while all is well."""
         failure = self._matcher.exception()
         return str(failure) if failure else self._matcher.result().get_error()
+
+    @property
+    def bare_matcher(self) -> LLMatcher | None:
+        """Whose mask alone says which tokens may come next; None where ``fill_mask`` has more to say."""
+        return self._matcher.result()
 
     def fill_mask(self, masks: np.ndarray, index: int) -> None:
         """Write the tokens that may come next into row ``index`` of int32 [n, words]."""
@@ -96,11 +107,34 @@ class GrammarFactory:
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
-        return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, self.vocab_size)), n_vocab=self.vocab_size)
+        wrapper = TokenizerWrapper(_Vocabulary(self._tokenizer, self.vocab_size))
+        ends = [token_id for token_id in self._tokenizer.eos_token_ids if token_id < self.vocab_size]
+        return LLTokenizer(wrapper, n_vocab=self.vocab_size, eos_token=ends or None)
 
     def masks(self, count: int) -> np.ndarray:
         """int32 [count, ceil(vocab_size / 32)], to be filled."""
         return allocate_token_bitmask(count, self.vocab_size)
+
+    def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar]) -> np.ndarray:
+        """A mask for each of ``grammars``, by several threads when there are many."""
+        masks = self.masks(len(grammars))
+        matchers = [grammar.bare_matcher for grammar in grammars]
+        bare = [(matcher, i) for i, matcher in enumerate(matchers) if matcher is not None]
+        if len(bare) < PARALLEL_FROM or self._mask_threads is None:
+            bare = []
+        else:
+            fill_next_token_bitmask_par(self._mask_threads, bare, masks)
+        filled = {i for _, i in bare}
+        for i, grammar in enumerate(grammars):
+            if i not in filled:
+                grammar.fill_mask(masks, i)
+        return masks
+
+    @cached_property
+    def _mask_threads(self) -> LLExecutor | None:
+        """None on a machine whose few cores have other work."""
+        num_threads = min(MAX_MASK_THREADS, len(os.sched_getaffinity(0)) // 2)
+        return LLExecutor(num_threads=num_threads) if num_threads > 1 else None
 
 
 class _Vocabulary:

@@ -22,6 +22,8 @@ from pyengine.sampling_params import Thinking
 from pyengine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from pyengine.structured.matcher import SequenceGrammar
 
 
@@ -112,6 +114,11 @@ class ThinkingGrammar:
     @property
     def constrains(self) -> bool:
         return not self._thinks or self._num_drawn in self._marks.result().thinkers
+
+    @property
+    def bare_matcher(self) -> LLMatcher | None:
+        is_bare = self._matches and not (self._thinks or self._may_pause or self._may_open)
+        return self._grammar.bare_matcher if is_bare else None
 
     def fill_mask(self, masks: np.ndarray, index: int) -> None:
         if self._thinks:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import RequestError
+from pyengine.text.effort import check_effort
 from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.unknown_fields import known_only
@@ -40,7 +41,11 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 
 # Chat's names to those of this endpoint.
-NAMES = {"stop": "stop_sequences", "response_format": "output_config"}
+NAMES = {
+    "stop": "stop_sequences",
+    "response_format": "output_config",
+    "reasoning_effort": "output_config.effort",
+}
 # Anthropic's own service is meant by these.
 IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
 COUNT_IGNORED = frozenset(("cache_control",))
@@ -57,6 +62,7 @@ def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
         setattr(chat, name, getattr(request, name))
     chat.stop = request.stop_sequences
     chat.response_format = _format(request.output_config or {})
+    chat.reasoning_effort = check_effort((request.output_config or {}).get("effort"), "output_config.effort")
     return chat
 
 
@@ -80,12 +86,24 @@ def _chat(request: CountRequest) -> ChatRequest:
         tool_choice=_choice(choice) if request.tool_choice is not None else None,
         parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
+        chat_template_kwargs=_thinking(request.thinking),
     )
+
+
+def _thinking(value: dict[str, Any] | None) -> dict[str, bool] | None:
+    """Variables of the chat template: thinking can be left out where it knows how."""
+    if value is None:
+        return None
+    _check_known(value, "thinking", ("type", "budget_tokens", "display"))
+    if value.get("type") not in ("enabled", "disabled", "adaptive"):
+        text = f"thinking.type must be enabled, disabled or adaptive, got {value.get('type')!r:.80}"
+        raise RequestError(text, param="thinking.type")
+    return {"enable_thinking": False} if value["type"] == "disabled" else None
 
 
 def _format(config: dict[str, Any]) -> dict[str, Any] | None:
     """``output_config.format`` as chat's ``response_format``."""
-    _check_known(config, "output_config", ("format",))
+    _check_known(config, "output_config", ("format", "effort"))
     wanted = config.get("format")
     if wanted is None:
         return None
@@ -192,8 +210,8 @@ def _string(value: object, where: str) -> str:
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     if tool.get("type", "custom") != "custom":
         raise RequestError(f"{where}: tools of type {tool['type']!r:.80} are not supported", param=f"{where}.type")
-    _check_known(tool, where, ("type", "name", "description", "input_schema", "cache_control"))
-    function = {"name": tool.get("name"), "description": tool.get("description")}
+    _check_known(tool, where, ("type", "name", "description", "input_schema", "strict", "cache_control"))
+    function = {key: tool.get(key) for key in ("name", "description", "strict")}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
 
 

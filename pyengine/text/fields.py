@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from pyengine.errors import RequestError
+from pyengine.text.effort import Effort
 from pyengine.text.unknown_fields import known_only, unknown_field
 
 
@@ -40,6 +41,7 @@ class _Common(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -72,6 +74,8 @@ class ChatRequest(_Common, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool = True
 
 
 class CompletionRequest(_Common, kw_only=True):
@@ -127,16 +131,13 @@ _NOT_YET_COMMON: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "best_of": (1,),
     "use_beam_search": (False,),
-    "spaces_between_special_tokens": (True,),
     "truncation_side": ("left",),
 }
 _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "reasoning_effort": (),
     "thinking_token_budget": (),
-    "include_reasoning": (True,),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),

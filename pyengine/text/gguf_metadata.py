@@ -14,7 +14,7 @@ import math
 import os
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +102,24 @@ class GGUFFile:
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open and check a .gguf file; raises ModelError naming the file, and the key or tensor, when anything is wrong."""
+    """Open and check a .gguf file; raises ModelError naming the file, and the key or tensor, when anything is wrong.
+
+    The file opened last is kept: at a start its configuration, tokenizer and weights are asked for one after another,
+    and a header of many tokens takes a tenth of a second to read.
+    """
     path = Path(path)
     try:
-        if path.stat().st_size < 24:
-            raise ModelError(f"{path}: not a GGUF file, only {path.stat().st_size} bytes")
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        status = path.stat()
+        if status.st_size < 24:
+            raise ModelError(f"{path}: not a GGUF file, only {status.st_size} bytes")
+        return _read(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be opened: {error}") from None
-    return _Reader(path, mapped).read()
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, identity: tuple[int, ...]) -> GGUFFile:
+    return _Reader(path, np.memmap(path, dtype=np.uint8, mode="r")).read()
 
 
 class _Reader:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.errors import ModelError
-from pyengine.protocol import Pooling
 from pyengine.text import bpe, spm
 from pyengine.text.tokenizer import Tokenizer, TokenizerFacts, unique_ids
 
@@ -89,20 +88,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_sampling_defaults(path: Path) -> dict[str, Any]:
-    """Sampling defaults of generation_config.json, as ``SamplingParams`` fields; {} for a .gguf file or without one."""
+    """Sampling defaults of generation_config.json, as ``SamplingParams`` fields; {} for a .gguf file or without one.
+
+    The fields that vLLM takes from there; its max_new_tokens is our max_tokens.
+    """
     config = read_json(path / "generation_config.json") if path.is_dir() else {}
     defaults: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "top_k", "min_p"):
-        value = config.get(name)
-        if isinstance(value, int if name == "top_k" else (int, float)) and not isinstance(value, bool):
-            defaults[name] = value
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"):
+        value, is_int = config.get(name), name in ("top_k", "max_new_tokens")
+        if isinstance(value, int if is_int else (int, float)) and not isinstance(value, bool):
+            defaults["max_tokens" if name == "max_new_tokens" else name] = value
     return defaults
-
-
-def read_pooling(path: Path) -> Pooling:
-    """How a sentence-transformers checkpoint pools (``1_Pooling/config.json``); the mean where nothing says."""
-    config = read_json(path / "1_Pooling" / "config.json") if path.is_dir() else {}
-    return Pooling.LAST if config.get("pooling_mode_lasttoken") is True else Pooling.MEAN
 
 
 def _text_of(token: object) -> str | None:

@@ -22,6 +22,7 @@ class MessageForm:
         parallel_tool_calls: whether calls after the first one count.
         reasoning: how it marks its thinking; None when it does not think or nobody wants to tell.
         inside_reasoning: the prompt has opened the thinking.
+        shows_reasoning: whether the thinking is part of the message; it is taken out of the content in any case.
     """
 
     tools: ToolFormat | None = None
@@ -30,6 +31,7 @@ class MessageForm:
     parallel_tool_calls: bool = True
     reasoning: ReasoningFormat | None = None
     inside_reasoning: bool = False
+    shows_reasoning: bool = True
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -98,6 +100,8 @@ class Message:
         if self._calls and delta.finish_reason is not None:
             for part in self._calls.finish():
                 append(parts, part)
+        if not self.form.shows_reasoning:
+            parts = [part for part in parts if not isinstance(part, Reasoning)]
         for part in parts:
             self._collect(part)
         return parts

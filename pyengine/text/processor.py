@@ -24,6 +24,7 @@ from pyengine.text.bad_words import with_bad_words
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
 from pyengine.text.constraints import grammar_of_call
+from pyengine.text.effort import effort_variables
 from pyengine.text.fields import (
     ChatRequest,
     CompletionRequest,
@@ -32,11 +33,13 @@ from pyengine.text.fields import (
     TokenizeRequest,
 )
 from pyengine.text.generation import Generation
-from pyengine.text.hf_folder import has_tokenizer, read_pooling, read_sampling_defaults
+from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.message import MessageForm
+from pyengine.text.pooling import read_pooling
 from pyengine.text.reasoning import find_reasoning_format, starts_inside, thinking_before
 from pyengine.text.renamed import renamed
 from pyengine.text.responses import ResponsesRequest, parse_responses
+from pyengine.text.strict_tools import strict_grammar
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
 from pyengine.text.tools import Offer, call_schema, check_tools
@@ -74,19 +77,21 @@ def load_model_text(model: str | Path, tokenizer: str | Path | None = None, rand
     if random_weights and tokenizer is None and not has_tokenizer(Path(model)):
         return ModelText(make_byte_tokenizer(), warnings=[f"{model}: no tokenizer; text is taken as bytes"])
     loaded = load_tokenizer(tokenizer or model)
-    defaults, pooling = read_sampling_defaults(Path(model)), read_pooling(Path(model))
+    defaults = read_sampling_defaults(Path(model))
+    pooling, warnings = read_pooling(Path(model))
     try:
         SamplingParams(**defaults)
     except RequestError as error:
         raise ModelError(f"{Path(model) / 'generation_config.json'}: {error.message}") from None
     if loaded.chat_template is None:
-        return ModelText(loaded, sampling_defaults=defaults, pooling=pooling)
+        return ModelText(loaded, sampling_defaults=defaults, warnings=warnings, pooling=pooling)
     try:
         template = ChatTemplate(loaded.chat_template, loaded.facts.named_tokens)
     except ModelError as error:
         reason = f"this model's chat template cannot be used: {error}"
-        return ModelText(loaded, sampling_defaults=defaults, warnings=[reason], pooling=pooling, no_chat=reason)
-    return ModelText(loaded, template, defaults, self_check(template, loaded), pooling)
+        warnings = [*warnings, reason]
+        return ModelText(loaded, sampling_defaults=defaults, warnings=warnings, pooling=pooling, no_chat=reason)
+    return ModelText(loaded, template, defaults, [*warnings, *self_check(template, loaded)], pooling)
 
 
 class TextProcessor:
@@ -136,7 +141,7 @@ class TextProcessor:
         params = self._check(request, num_prompts=1)
         offer = self._tools(request.tools, request.tool_choice)
         text = self._render_chat(request, offer)
-        params = self._forced(offer, self._behind_thinking(params, text))
+        params = self._forced(offer, self._behind_thinking(self._strict(offer, params), text))
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
@@ -146,7 +151,11 @@ class TextProcessor:
     def _render_chat(self, request: ChatRequest | TokenizeRequest, offer: Offer) -> str:
         opens = validation.generation_prompt(request)
         continues = request.continue_final_message
-        return self.render(request.messages, request.chat_template_kwargs, opens, continues, list(offer.tools) or None)
+        variables = request.chat_template_kwargs or {}
+        if isinstance(request, ChatRequest) and self.text.chat_template is not None:
+            source, thinks = self.text.chat_template.source, self.reasoning is not None
+            variables = {**effort_variables(request.reasoning_effort, source, thinks), **variables}
+        return self.render(request.messages, variables, opens, continues, list(offer.tools) or None)
 
     def _tools(self, tools: object, choice: object) -> Offer:
         """The tools to offer; refused where the chat template has no place for them or an unknown format."""
@@ -154,6 +163,15 @@ class TextProcessor:
         if offer.tools and self.text.chat_template is not None and self.tool_format is None:
             raise RequestError("tools are not supported by this model's chat template", param="tools")
         return offer
+
+    def _strict(self, offer: Offer, params: SamplingParams) -> SamplingParams:
+        """A call that may be, of a tool whose schema is to bind it."""
+        if not offer.strict:
+            return params
+        if params.grammar is not None:
+            where = f"tools[{offer.first_strict}].function.strict"
+            raise RequestError("a strict tool cannot be offered beside an answer of another format", param=where)
+        return msgspec.structs.replace(params, grammar=strict_grammar(offer, self.tool_format, self.tokenizer))
 
     def _forced(self, offer: Offer, params: SamplingParams) -> SamplingParams:
         """A call that must be is a matter of grammar: the answer is its JSON and nothing else."""
@@ -181,6 +199,7 @@ class TextProcessor:
             parallel_tool_calls=request.parallel_tool_calls,
             reasoning=reasoning,
             inside_reasoning=reasoning is not None and starts_inside(reasoning, prompt),
+            shows_reasoning=request.include_reasoning,
         )
 
     def tokenize(self, body: bytes) -> tuple[list[int], list[str] | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import RequestError
+from pyengine.text.effort import Effort, check_effort
 from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
 from pyengine.text.unknown_fields import known_only
@@ -31,10 +32,16 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
+    reasoning: dict[str, Any] | None = None
 
 
 # Chat's names to those of this endpoint.
-NAMES = {"max_completion_tokens": "max_output_tokens", "response_format": "text", "messages": "input"}
+NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+}
 IGNORED = frozenset("metadata user service_tier safety_identifier prompt_cache_key prompt_cache_retention".split())
 # Field to the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -45,7 +52,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "include": ([],),
     "max_tool_calls": (),
-    "reasoning": ({},),
     "stream_options": ({},),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
@@ -67,6 +73,7 @@ def parse_responses(body: bytes, limits: Limits) -> tuple[ResponsesRequest, Chat
         tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools else None,
         tool_choice=_choice(request.tool_choice, bool(request.tools)),
         parallel_tool_calls=request.parallel_tool_calls,
+        reasoning_effort=_effort(request.reasoning),
     )
     return request, chat
 
@@ -148,6 +155,15 @@ def _choice(choice: str | dict[str, Any] | None, has_tools: bool) -> object:
         return None if choice == "auto" and not has_tools else choice
     _check_known(choice, "tool_choice", ("type", "name"))
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
+
+
+def _effort(reasoning: dict[str, Any] | None) -> Effort | None:
+    """``reasoning.effort``; a summary is more than a model writes by itself."""
+    for name in ("summary", "generate_summary"):
+        if reasoning and reasoning.get(name) is not None:
+            raise RequestError(f"reasoning.{name} is not supported", param=f"reasoning.{name}")
+    known_only(reasoning or {}, ("effort", "summary", "generate_summary"), "reasoning", param="reasoning")
+    return check_effort((reasoning or {}).get("effort"), "reasoning.effort")
 
 
 def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -18,11 +18,19 @@ CHOICES = ("none", "auto", "required")
 
 @dataclass(frozen=True)
 class Offer:
-    """The tools that the model is shown, and those of which it must call one: none of them, one by name, or any."""
+    """The tools that the model is shown, and those of which it must call one: none of them, one by name, or any.
+
+    ``strict``: the places in ``tools`` of those whose schema binds a call that the model chose to make.
+    """
 
     tools: tuple[dict[str, Any], ...] = ()
     forced: tuple[dict[str, Any], ...] = ()
     is_named: bool = False
+    strict: frozenset[int] = frozenset()
+
+    @property
+    def first_strict(self) -> int:
+        return min(self.strict)
 
     @property
     def names(self) -> frozenset[str]:
@@ -39,15 +47,18 @@ def check_tools(tools: object, choice: object) -> Offer:
         raise RequestError("tools must be a list of at least one tool", param="tools")
     if len(tools) > MAX_TOOLS:
         raise RequestError(f"at most {MAX_TOOLS} tools are allowed, got {len(tools)}", param="tools")
-    is_forced = choice == "required" or isinstance(choice, dict)
-    checked = tuple(_check_tool(tool, f"tools[{i}]", is_forced) for i, tool in enumerate(tools))
+    checked = tuple(_check_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
     if isinstance(choice, dict):
         return Offer(checked, (_named(choice, checked),), is_named=True)
     if choice is not None and choice not in CHOICES:
         raise RequestError(
             f"tool_choice must be one of {', '.join(CHOICES)} or name a tool, got {choice!r:.80}", param="tool_choice"
         )
-    return Offer() if choice == "none" else Offer(checked, checked if is_forced else ())
+    if choice == "none":
+        return Offer()
+    if choice == "required":
+        return Offer(checked, checked)
+    return Offer(checked, strict=frozenset(i for i, tool in enumerate(tools) if tool["function"].get("strict")))
 
 
 def _named(choice: dict[str, Any], tools: tuple[dict[str, Any], ...]) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def call_schema(tools: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {"anyOf": calls, **definitions} if len(calls) > 1 else {**calls[0], **definitions}
 
 
-def _check_tool(tool: object, where: str, is_forced: bool) -> dict[str, Any]:
+def _check_tool(tool: object, where: str) -> dict[str, Any]:
     tool = _object(tool, where, ("type", "function"))
     if tool.get("type") != "function":
         raise RequestError(f"{where}.type must be function, got {tool.get('type')!r:.80}", param=f"{where}.type")
@@ -102,9 +113,6 @@ def _check_tool(tool: object, where: str, is_forced: bool) -> dict[str, Any]:
         )
     if not isinstance(function.get("strict"), (bool, type(None))):
         raise RequestError(f"{where}.function.strict must be a boolean", param=f"{where}.function.strict")
-    if function.get("strict") and not is_forced:
-        text = "is not supported yet unless tool_choice is required or names a tool"
-        raise RequestError(f"{where}.function.strict {text}", param=f"{where}.function.strict")
     description, parameters = function.get("description"), function.get("parameters")
     if description is not None and not isinstance(description, str):
         raise RequestError(f"{where}.function.description must be a string", param=f"{where}.function.description")

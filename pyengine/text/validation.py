@@ -16,7 +16,15 @@ import msgspec
 
 from pyengine.errors import RequestError
 from pyengine.protocol import Pooling, Request
-from pyengine.sampling_params import MAX_LOGPROBS, MAX_TOKENS, Range, SamplingParams
+from pyengine.sampling_params import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOP_STRINGS,
+    MAX_TOKENS,
+    Range,
+    SamplingParams,
+)
 from pyengine.text.constraints import grammar_of
 from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape
@@ -47,6 +55,9 @@ class Limits:
         max_sequences: prompts times n.
         max_prompt_tokens: over all prompts of a request.
         max_prompt_scores: tokens of all prompts, times the log-probabilities at each, times n.
+        max_n: sequences of one prompt.
+        max_stops: stop strings.
+        max_logit_bias: entries of logit_bias.
         max_stop_chars: of one stop string.
         max_cache_salt_chars: of cache_salt.
     """
@@ -59,6 +70,9 @@ class Limits:
     max_sequences: int = 1024
     max_prompt_tokens: int = 1 << 22
     max_prompt_scores: int = 1 << 21
+    max_n: int = MAX_N
+    max_stops: int = MAX_STOP_STRINGS
+    max_logit_bias: int = MAX_LOGIT_BIAS
     max_stop_chars: int = 1024
     max_cache_salt_chars: int = 128
 
@@ -178,6 +192,8 @@ def sampling_params(
         values.setdefault("max_tokens", DEFAULT_COMPLETION_TOKENS)
         if request.echo and request.logprobs is not None:
             values["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
+    if "max_tokens" in defaults:  # a bound, not only a default, as vLLM has it
+        values["max_tokens"] = min(values["max_tokens"], defaults["max_tokens"])
     if values.get("max_tokens", LARGEST) < LARGEST:  # more than the context is no error, it is clamped
         values["max_tokens"] = min(values["max_tokens"], max(limits.max_model_len, values.get("min_tokens", 0)))
     try:
@@ -193,6 +209,11 @@ def sampling_params(
 
 def check_params(params: SamplingParams, limits: Limits) -> SamplingParams:
     """The limits that ``SamplingParams`` itself cannot know."""
+    if params.n > limits.max_n:
+        raise RequestError(f"n must be in [1, {limits.max_n}], got {params.n}", param="n")
+    for name, most in (("stop", limits.max_stops), ("logit_bias", limits.max_logit_bias)):
+        if len(getattr(params, name) or ()) > most:
+            raise RequestError(f"{name} may have at most {most} entries, got {len(getattr(params, name))}", param=name)
     for stop in params.stop:
         if len(stop) > limits.max_stop_chars:
             raise RequestError(

@@ -159,7 +159,7 @@ def _anthropic_messages() -> Schema:
 
 def _anthropic_tools() -> Schema:
     name = {"type": "string", "pattern": f"^{TOOL_NAME.pattern}$"}
-    optional = {"description": STRING, "input_schema": OBJECT, "cache_control": ANY}
+    optional = {"description": STRING, "input_schema": OBJECT, "strict": {"type": "boolean"}, "cache_control": ANY}
     tool = obj({"name": name}, optional)
     tool["properties"]["type"] = {"const": "custom"}
     return array(tool, least=1, most=tools.MAX_TOOLS)

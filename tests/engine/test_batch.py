@@ -33,6 +33,7 @@ GOOD = [
     line("text", "/v1/completions", **GREEDY, prompt=["The capital of France is", "A b"], n=2, max_tokens=4),
     line("response", "/v1/responses", **GREEDY, input="What is the capital of France?", max_output_tokens=20),
     line("message", "/v1/messages", **GREEDY, messages=FRANCE, max_tokens=20),
+    line("embeddings", "/v1/embeddings", model=MODEL, input=["The sea", "A b", "The sea"], dimensions=64),
     line(
         "json",
         "/v1/chat/completions",
@@ -84,6 +85,10 @@ def test_every_endpoint_answers_in_its_own_shape(llm):
     assert text["choices"][0]["text"] == text["choices"][1]["text"] and "Paris" in text["choices"][0]["text"]
     assert body_of(answers["response"])["output"][0]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
     assert body_of(answers["message"])["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+    embedded = body_of(answers["embeddings"])
+    first, second, third = (each["embedding"] for each in embedded["data"])
+    assert len(first) == 64 and first == third != second and embedded["usage"]["prompt_tokens"] > 0
+    assert first == llm.embed("The sea", dimensions=64)[0].outputs.embedding
     assert json.loads(body_of(answers["json"])["choices"][0]["message"]["content"]) in ("Paris", "Bern")
 
 
@@ -97,6 +102,7 @@ def test_errors_stay_in_their_line(llm):
         "anthropic": line("anthropic", "/v1/messages", messages=FRANCE),
         "url": line("url", "/v1/images", prompt="a"),
         "method": {**CHAT, "custom_id": "method", "method": "GET"},
+        "dimensions": line("dimensions", "/v1/embeddings", input="a", dimensions=4096),
         "none": line("none", "/v1/completions", prompt="a", allowed_token_ids=[2], min_tokens=2),
     }
     answers = answers_of(llm, [*wrong.values(), CHAT])
@@ -149,12 +155,12 @@ def test_hundreds_of_lines_in_a_bounded_window(llm):
 def test_the_program_resumes_and_repairs(tmp_path, capsys):
     source, target = write(tmp_path / "in.jsonl", [*GOOD, "{"]), tmp_path / "out.jsonl"
     assert main([str(source), str(target), *FLAGS]) == 1  # the last line is none
-    assert "6 of 6 lines answered, 1 of them with an error; 0 were done before" in capsys.readouterr().err
+    assert "7 of 7 lines answered, 1 of them with an error; 0 were done before" in capsys.readouterr().err
     whole = read(target)
     kept = target.read_text().splitlines(keepends=True)
     target.write_text("".join(kept[:3]) + kept[3][: len(kept[3]) // 2])  # a crash in the middle of a line
     assert main([str(source), str(target), *FLAGS]) == 1
-    assert "6 of 6 lines answered, 1 of them with an error; 3 were done before" in capsys.readouterr().err
+    assert "7 of 7 lines answered, 1 of them with an error; 3 were done before" in capsys.readouterr().err
     resumed = read(target)
     assert target.read_text().startswith("".join(kept[:3])) and resumed.keys() == whole.keys()
     assert body_of(resumed["chat"])["choices"] == body_of(whole["chat"])["choices"]

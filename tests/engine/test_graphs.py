@@ -37,46 +37,28 @@ class Device:
         return graph, torch.full((1,), batch.num_seqs)
 
 
-ALL_100 = [1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 100]
 
 
-def test_all_sizes_are_captured_where_there_is_time():
-    device = Device(100)
-    assert device.start() == len(ALL_100)
-    assert sorted(device.captured) == ALL_100 and device.captured[0] == 100
-    expected = [next(size for size in ALL_100 if size >= n) for n in range(1, 101)]
-    assert [device.step(n) for n in range(1, 101)] == expected
-    assert device.replayed == expected and sorted(device.captured) == ALL_100
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (1, [1]),
+        (3, [1, 2, 3]),
+        (17, [1, 2, 4, 8, 16, 17]),
+        (100, [1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 100]),
+        (300, [1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 256, 300]),
+    ],
+)
+def test_every_size_is_captured_before_the_start_and_every_batch_takes_the_next_larger_one(most, sizes):
+    device = Device(most)
+    assert device.start() == len(sizes)
+    assert device.captured == device.eager == sizes[::-1]
+    expected = [next(size for size in sizes if size >= n) for n in range(1, most + 1)]
+    assert [device.step(n) for n in range(1, most + 1)] == expected
+    assert device.replayed == expected and device.captured == sizes[::-1]
 
 
-@pytest.fixture
-def hurried(monkeypatch) -> Device:
-    monkeypatch.setattr(GraphPass, "AHEAD_S", 0.0)
-    device = Device(100)
-    assert device.start() == 8
-    assert sorted(device.captured) == [1, 2, 4, 8, 16, 32, 64, 100]
-    device.captured.clear()
-    device.eager.clear()
-    return device
-
-
-def test_a_size_that_is_not_ready_runs_padded_until_it_is_wanted_often(hurried):
-    assert {hurried.step(40) for _ in range(GraphPass.OFTEN - 1)} == {64}
-    assert hurried.step(70) == 100  # counted for itself
-    assert not hurried.captured and not hurried.eager
-    assert hurried.step(40) == 48
-    assert hurried.captured == hurried.eager == [48]  # computed once, while it is captured
-    assert hurried.step(40) == 48 and hurried.eager == [48]
-
-
-def test_without_a_larger_graph_a_size_is_captured_at_once():
+def test_without_a_start_a_size_is_captured_when_it_comes():
     device = Device(32)
     assert device.step(3) == 4 and device.captured == [4]
-    assert device.step(9) == 16 and device.captured == [4, 16]
-
-
-@pytest.mark.parametrize("most", [1, 3, 16, 17])
-def test_the_largest_size_is_the_limit(most):
-    device = Device(most)
-    device.start()
-    assert max(device.captured) == most and device.step(most) == most
+    assert device.step(3) == 4 and device.eager == [4] and device.replayed == [4]

@@ -6,10 +6,14 @@ import json
 import re
 
 import pytest
+from llguidance import LLExecutor
 
 from pyengine import LLM, SamplingParams
 from pyengine.errors import RequestError
+from pyengine.sampling_params import Thinking
+from pyengine.structured import matcher
 from pyengine.structured.grammar import compile_grammar
+from pyengine.structured.matcher import GrammarFactory
 
 PERSON = {
     "type": "object",
@@ -71,6 +75,25 @@ def test_masks_are_in_time_when_steps_overlap(llm):
         assert _run(llm, {"json": PERSON}) == plain
     finally:
         llm._engine._overlap = False
+
+
+def test_masks_by_several_threads_are_the_same(llm):
+    """Plain grammars and some that thinking may come before, at places of their own."""
+    factory = GrammarFactory(llm.get_tokenizer(), 49152)
+    grammars = [
+        factory.make(compile_grammar({"json": PERSON}), Thinking("<think>", "</think>"))
+        if i % 3
+        else factory.make(compile_grammar({"regex": f"a{{{i}}}[b-z ]+"}))
+        for i in range(3 * matcher.PARALLEL_FROM)
+    ]
+    for i, grammar in enumerate(grammars[::3]):
+        for _ in range(2 * i):
+            assert grammar.accept(llm.get_tokenizer().token_to_id("a"))
+    factory._mask_threads = None
+    alone = factory.fill(grammars)
+    factory._mask_threads = LLExecutor(num_threads=3)
+    assert (factory.fill(grammars) == alone).all()
+    assert len({mask.tobytes() for mask in alone}) > 2
 
 
 def test_a_cut_answer_is_valid_up_to_the_cut(llm):

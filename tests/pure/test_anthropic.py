@@ -115,6 +115,12 @@ def test_wrong_bodies(fields, text):
     assert caught.value.status == 400 and text in caught.value.message
 
 
+def test_strict_tools_are_bound():
+    assert prepare(tools=[TOOL]).prompts[0].params.grammar is None
+    request = prepare(tools=[{**TOOL, "strict": True}])
+    assert "<tool_call>" in request.prompts[0].params.grammar and request.prompts[0].params.thinking is not None
+
+
 def test_forced_calls():
     for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
         request = prepare(tools=[TOOL], tool_choice=choice)

@@ -43,6 +43,7 @@ COMMON = {
     "ignore_eos": ([True], [1]),
     "include_stop_str_in_output": ([True], ["yes"]),
     "skip_special_tokens": ([False], [0]),
+    "spaces_between_special_tokens": ([True, False], [0]),
     "presence_penalty": ([-2, 2], [-2.1, 2.1]),
     "frequency_penalty": ([-2, 2], [-2.1, 2.1]),
     "repetition_penalty": ([0.001, 10], [0, 10.1]),
@@ -81,6 +82,8 @@ CHAT = {
     "add_generation_prompt": ([True, False], [1]),
     "continue_final_message": ([True], [{"continue_final_message": True, "add_generation_prompt": True}, 1]),
     "chat_template_kwargs": ([{"a": 1, "b": None}], [{"a": []}, 5]),
+    "reasoning_effort": (["none"], ["medium", "high", "very", 5]),
+    "include_reasoning": ([True, False], [1]),
 }
 COMPLETION = {
     "prompt": (["a", ["a", "b"], [5], [[5], [6]]], ["", [], [5, "a"], 5, [BPE.vocab_size]]),
@@ -131,7 +134,10 @@ COUNT = {
         ],
         [{"type": "any"}, {"tool_choice": {"type": "x"}, "tools": [TOOL]}],
     ),
-    "thinking": ([{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}], [5]),
+    "thinking": (
+        [{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}],
+        [{}, {"type": "wat"}, {"type": "enabled", "wat": 1}, 5],
+    ),
     "cache_control": ([{"type": "ephemeral"}], []),
 }
 MESSAGES = {
@@ -142,7 +148,10 @@ MESSAGES = {
     "temperature": COMMON["temperature"],
     "top_p": COMMON["top_p"],
     "top_k": COMMON["top_k"],
-    "output_config": ([{"format": {"type": "json_schema", "schema": SCHEMA}}], [{"effort": "low"}, {"format": {}}]),
+    "output_config": (
+        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"effort": "none"}],
+        [{"effort": "low"}, {"effort": 5}, {"format": {}}],
+    ),
 }
 RESPONSES = {
     "model": COMMON["model"],
@@ -159,6 +168,10 @@ RESPONSES = {
         ["required", {"tool_choice": "always", "tools": [{"type": "function", "name": "a"}]}],
     ),
     "parallel_tool_calls": ([False], [0]),
+    "reasoning": (
+        [{}, {"effort": "none"}, {"effort": None, "summary": None}],
+        [{"effort": "high"}, {"effort": "very"}, {"effort": []}, {"summary": "auto"}, {"wat": 1}, 5],
+    ),
 }
 BASES = {
     "chat": {"messages": [USER]},

@@ -56,6 +56,14 @@ def test_a_page_of_everything(tmp_path, monkeypatch):
     rates = [{**HTTP, "workload": f"rate:{r}:600"} for r in (1, 2, 3)]
     spike = {**HTTP, "workload": "spike", "long_ttft_ms": [500.0, 510.4]}
     other = {**spike, "served_by": "vllm 0.24.0"}
-    page = report.section([{**OFFLINE, "workload": "nano", "seconds": 15.2}, *rates, spike, other, start], "h100")
+    by_rows = {"64": {"ours_ms": 5.6, "free_ms": 5.5, "ratio": 1.018, "layers": {"qkv": 1.02, "head": 0.98}}}
+    cost = {**SHARED, "shape": "smol", "mode": "invariance", "workload": "dense step", "by_rows": by_rows}
+    sampling = {**SHARED, "shape": "smol", "mode": "sampling", "dtype": "bfloat16", "prompt_tokens": 256}
+    stages = {**sampling, "workload": "stages of 256 rows", "plain_step_ms": 8.5, "ratios": {"masks": 1.012}}
+    bound = {**sampling, "workload": "structured", "output_tok_s": 90.0, "free_tok_s": 100.0, "ratio": 0.9}
+    new = [cost, stages, bound]
+    page = report.section([{**OFFLINE, "workload": "nano", "seconds": 15.2}, *rates, spike, other, start, *new], "h100")
+    assert "| 64 | 5.600 | 5.500 | 1.018 | qkv 1.020, head 0.980 |" in page
+    assert "a plain step 8.500 ms; with masks 1.012 of it" in page and "90 output tok/s, free 100: 0.900" in page
     assert "500, 510" in page and "import 0.90" in page and "| vllm 0.24.0 |" in page
     assert page.count("](plots/h100-") == len(list(tmp_path.iterdir())) == 2

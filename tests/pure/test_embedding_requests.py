@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from text_helpers import bpe_tokenizer, write_bpe_folder
+from text_helpers import bpe_tokenizer, write_bpe_folder, write_bpe_gguf
 
 from pyengine import embeddings
 from pyengine.errors import RequestError
@@ -100,6 +100,47 @@ def test_the_checkpoint_says_how_it_pools(tmp_path):
     processor = TextProcessor(text, LIMITS)
     assert processor.embeddings(b'{"input": "a"}')[1].pooling is Pooling.LAST
     assert processor.embeddings(b'{"input": "a", "pooling": "mean"}')[1].pooling is Pooling.MEAN
+
+
+@pytest.mark.parametrize(
+    ("modes", "pooling", "named"),
+    [
+        ({"mean_tokens": True, "lasttoken": False}, Pooling.MEAN, None),
+        ({"lasttoken": True}, Pooling.LAST, None),
+        ({"cls_token": True}, Pooling.MEAN, "pooled by cls_token"),
+        ({"mean_tokens": True, "lasttoken": True}, Pooling.MEAN, "pooled by mean and last"),
+    ],
+)
+def test_pooling_of_a_folder(modes, pooling, named, tmp_path):
+    folder = write_bpe_folder(tmp_path / "model")
+    (folder / "1_Pooling").mkdir()
+    config = {"word_embedding_dimension": 48, "include_prompt": True}
+    config |= {f"pooling_mode_{name}": on for name, on in modes.items()}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    text = load_model_text(folder)
+    assert text.pooling is pooling and [named in line for line in text.warnings if "pooled" in line] == [True] * bool(
+        named
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "pooling", "named"),
+    [
+        (None, Pooling.MEAN, None),
+        (0, Pooling.MEAN, None),
+        (1, Pooling.MEAN, None),
+        (2, Pooling.MEAN, "pooled by cls"),
+        (3, Pooling.LAST, None),
+        (4, Pooling.MEAN, "pooled by rank"),
+        (9, Pooling.MEAN, "pooled by type 9"),
+    ],
+)
+def test_pooling_of_a_gguf_file(number, pooling, named, tmp_path):
+    path = write_bpe_gguf(tmp_path / "model.gguf", **({} if number is None else {"llama.pooling_type": number}))
+    text = load_model_text(path)
+    assert text.pooling is pooling and [named in line for line in text.warnings if "pooled" in line] == [True] * bool(
+        named
+    )
 
 
 def test_it_travels_as_bytes():

@@ -76,7 +76,6 @@ def test_choices_of_tokens_arrive(endpoint):
         ({"prompt_logprobs": -1}, "prompt_logprobs", "must be in [0, 20], got -1"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not allowed with stream: true"),
         ({"max_tokens": 0}, "max_tokens", "must be in [1, 16777216], got 0"),
-        ({"spaces_between_special_tokens": False}, "spaces_between_special_tokens", "not supported yet"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "must be -1 or in [1, 63], got 0"),
         ({"truncate_prompt_tokens": 64}, "truncate_prompt_tokens", "got 64"),
         ({"truncation_side": "right"}, "truncation_side", "not supported yet"),

@@ -404,9 +404,9 @@ def test_marks_that_are_special_tokens_are_seen():
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "got 'a b'"),
         ({"tools": [{"type": "function", "function": {"name": "a", "x": 1}}]}, "tools[0].function.x", "unknown field"),
         (
-            {"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]},
+            {"tools": [{"type": "function", "function": {"name": "a", "strict": "yes"}}]},
             "tools[0].function.strict",
-            "not supported yet",
+            "must be a boolean",
         ),
         (
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]},

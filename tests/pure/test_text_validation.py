@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_helpers import bpe_tokenizer
 
-from pyengine.errors import ModelError, RequestError
+from pyengine.errors import ConfigError, ModelError, RequestError
 from pyengine.protocol import decode_to_engine, encode
 from pyengine.sampling_params import SamplingParams
 from pyengine.text.chat_template import ChatTemplate
 from pyengine.text.fields import IGNORED, NOT_YET, ChatRequest, CompletionRequest
+from pyengine.text.hf_folder import read_sampling_defaults
 from pyengine.text.processor import ModelText, TextProcessor, load_model_text
 from pyengine.text.validation import Limits
+from server.config import ServerConfig
 
 BPE = bpe_tokenizer()
 TEMPLATE = (
@@ -107,6 +109,44 @@ def test_generation_config_is_the_default_and_clients_win():
     params = processor.completion(b'{"prompt":"a","temperature":0}').prompts[0].params
     assert (params.temperature, params.top_k) == (0.0, 20)
     assert processor.default_sampling_params() == SamplingParams(temperature=0.6, top_k=20)
+
+
+def test_every_field_that_generation_config_may_set(tmp_path):
+    given = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.05}
+    others = {"do_sample": True, "max_length": 20, "max_new_tokens": 9, "pad_token_id": 3, "transformers_version": "5"}
+    (tmp_path / "generation_config.json").write_text(json.dumps(given | others))
+    assert read_sampling_defaults(tmp_path) == given | {"max_tokens": 9}
+    (tmp_path / "generation_config.json").write_text('{"temperature": null, "top_k": 1.5, "max_new_tokens": true}')
+    assert read_sampling_defaults(tmp_path) == {}
+
+
+def test_max_new_tokens_bounds_every_answer():
+    processor = make({"max_tokens": 9, "repetition_penalty": 1.05})
+    for fields, expected in (({}, 9), ({"max_tokens": 5}, 5), ({"max_tokens": 12}, 9)):
+        params = processor.completion(json.dumps({"prompt": "a", **fields}).encode()).prompts[0].params
+        assert (params.max_tokens, params.repetition_penalty) == (expected, 1.05)
+    messages = {"messages": [{"role": "user", "content": "a"}]}
+    for fields, expected in (({}, 9), ({"max_completion_tokens": 12}, 9), ({"max_completion_tokens": 2}, 2)):
+        params = processor.chat(json.dumps({**messages, **fields}).encode()).prompts[0].params
+        assert params.max_tokens == expected
+
+
+def test_limits_that_an_operator_lowers():
+    lowered = make(max_n=2, max_stops=1, max_logit_bias=1)
+    lowered.completion(json.dumps({"prompt": "a", "n": 2, "stop": "x", "logit_bias": {"5": 1}}).encode())
+    for field, value, text in (
+        ("n", 3, "n must be in [1, 2], got 3"),
+        ("stop", ["x", "y"], "stop may have at most 1 entries, got 2"),
+        ("logit_bias", {"5": 1, "6": 1}, "logit_bias may have at most 1 entries, got 2"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            lowered.completion(json.dumps({"prompt": "a", field: value}).encode())
+        assert (caught.value.param, caught.value.message) == (field, text)
+    for name in ("max_n", "max_stops", "max_logit_bias"):
+        with pytest.raises(ConfigError, match=name.replace("_", "-") + " may be at most"):
+            ServerConfig(**{name: 1 << 20})
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            ServerConfig(**{name: 0})
 
 
 def test_output_length_is_clamped_never_refused():

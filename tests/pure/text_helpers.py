@@ -159,6 +159,7 @@ def _piece_type(processor: sentencepiece.SentencePieceProcessor, token_id: int) 
 def _finish(writer: gguf.GGUFWriter, metadata: dict[str, object]) -> Path:
     for key, value in metadata.items():
         name = "tokenizer." + key if key == "chat_template" else "tokenizer.ggml." + key
+        name = key if "." in key else name
         if isinstance(value, bool):
             writer.add_bool(name, value)
         elif isinstance(value, int):

@@ -18,7 +18,7 @@ from raw_http import Raw, exchange, get, post
 
 from pyengine.errors import RequestError
 from server.connections import Connections
-from server.http_head import MAX_HEADERS, parse_head
+from server.http_head import DEFAULT_LIMITS, HeadLimits, parse_head
 from server.request_id import request_id
 
 CLIENT_TIMEOUT_S = 1.5
@@ -101,7 +101,7 @@ MALFORMED = {
     "endless line": (b"GET /" + b"a" * 200_000, 414),
     "large header": (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 17_000 + CRLF, 431),
     "endless headers": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 3000, 431),
-    "many headers": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * MAX_HEADERS + b"\r\n", 431),
+    "many headers": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * DEFAULT_LIMITS.max_headers + b"\r\n", 431),
 }
 
 
@@ -328,6 +328,18 @@ def test_heads():
     assert (absolute.target, absolute.headers["host"]) == ("/?q", "other:1")
     with pytest.raises(RequestError):
         parse_head(b"")
+
+
+def test_limits_of_heads():
+    limits = HeadLimits(max_headers=2, max_bytes=24)
+    assert parse_head(b"GET / HTTP/1.1\r\nHost: x\r\nX-Y: two", limits).headers["x-y"] == "two"
+    for data, named in (
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\nC: d", "may have 2 headers (--max-headers), got 3"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-Y: two and three", "larger than 24 bytes (--max-header-size)"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            parse_head(data, limits)
+        assert caught.value.status == 431 and named in caught.value.message
 
 
 @pytest.mark.parametrize("given", ["a", "x" * 128, "a b", "0b9f-77:1/~"])

@@ -120,7 +120,7 @@ class World {
 
   // Plans, runs twice with the same plan, and checks what must not change.
   std::vector<T> run(const Geometry& geometry) {
-    const PagedAttentionParams p = params();
+    PagedAttentionParams p = params();
     Buffer<char> plan(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
     Buffer<char> work(static_cast<int64_t>(attention_workspace_bytes(p)));
     const Workspace plan_space{plan.data(), static_cast<size_t>(plan.size())};
@@ -129,6 +129,7 @@ class World {
     attention::run(p, geometry, plan_space, work_space, nullptr);
     const std::vector<unsigned char> first = out_->bytes();
     if (runs_twice) {
+      p.turn = 1;
       attention::run(p, geometry, plan_space, work_space, nullptr);
       EXPECT(first == out_->bytes(), "a plan's second use gives other bits");
     }
@@ -152,8 +153,9 @@ class World {
     Plan plan;
     attention::lay_out(attention::plan_bounds(p, geometry), memory, &plan);
     const attention::Header& h = *plan.header;
-    bool rested = h.next_cta == 0 && h.next_warp == 0 && h.next_merge == 0 && h.num_done == 0;
-    for (int i = 0; i < h.num_splits * shape_.num_kv_heads; ++i) rested = rested && plan.arrivals[i] == 0;
+    const attention::Tickets& next = h.tickets[h.turn];
+    bool rested = next.next_cta == 0 && next.next_warp == 0 && next.next_merge == 0;
+    for (int i = 0; i < h.num_splits * shape_.num_kv_heads; ++i) rested = rested && plan.arrivals[h.turn][i] == 0;
     EXPECT(rested, "a run leaves tickets or arrivals behind");
   }
 

@@ -66,11 +66,19 @@ struct Tile {
   int32_t on_cta, num_pieces, split, shared;
 };
 
+// Launches that share a plan take turns with what they count in: each finds its own at zero, and puts the other back to
+// zero, which the launch before it has left behind. So nobody has to find out who is the last to leave.
+constexpr int kTurns = 2;
+struct Tickets {
+  uint32_t next_cta, next_warp, next_merge;  // taken
+};
+
 struct Header {
   int32_t num_cta_items, num_warp_items, num_splits, num_merge_rows;
-  uint32_t next_cta, next_warp, next_merge, num_done;  // tickets taken, CTAs gone; zero between launches
-  uint32_t decodes_by_cta;                             // decode items are a CTA's work, not a warp's
   int32_t num_shared_rows;
+  uint32_t decodes_by_cta;  // decode items are a CTA's work, not a warp's
+  uint32_t turn;            // whose turn is next
+  Tickets tickets[kTurns];
 };
 
 struct Plan {
@@ -80,8 +88,8 @@ struct Plan {
   Item* warp_items = nullptr;
   Split* splits = nullptr;
   MergeRow* merge_rows = nullptr;
-  uint32_t* arrivals = nullptr;  // [num_splits, num_kv_heads] pieces that are done; zero between launches
-  Share* shares = nullptr;       // of each sequence
+  uint32_t* arrivals[kTurns] = {};  // [num_splits, num_kv_heads] pieces that are done
+  Share* shares = nullptr;          // of each sequence
   Group* groups = nullptr;
   SharedRow* shared_rows = nullptr;
 };
@@ -127,7 +135,7 @@ inline size_t lay_out(const PlanBounds& bounds, void* base, Plan* plan) {
   place(&plan->warp_items, bounds.warp_items);
   place(&plan->splits, bounds.splits);
   place(&plan->merge_rows, bounds.merge_rows);
-  place(&plan->arrivals, bounds.arrivals);
+  for (uint32_t*& arrivals : plan->arrivals) place(&arrivals, bounds.arrivals);
   place(&plan->shares, bounds.seqs);
   place(&plan->groups, bounds.groups);
   place(&plan->shared_rows, bounds.shared_rows);
@@ -186,6 +194,7 @@ struct RunArgs {
   int32_t block_shift;  // log2 of block_size
   int32_t group, num_kv_heads, window, num_slots;
   float scale_log2;  // scale x log2(e): probabilities are powers of two
+  int32_t turn;
   bool spread, by_cta, by_boxes, settled;
 };
 

@@ -129,13 +129,13 @@ class RowMerger {
 // A piece of a split tile is done; called by one thread after the others' stores are ordered before it.
 __device__ __forceinline__ void arrive(const RunArgs& args, const Job& job) {
   __threadfence();
-  atomicAdd(&args.plan.arrivals[job.item.split * args.num_kv_heads + job.kv_head], 1u);
+  atomicAdd(&arrivals(args)[job.item.split * args.num_kv_heads + job.kv_head], 1u);
 }
 
 template <typename T, int kDim>
 __device__ __forceinline__ void run_merge(const RunArgs& args, const MergeRow& row, int kv_head) {
   const Split split = args.plan.splits[row.split];
-  wait_for_pieces(&args.plan.arrivals[row.split * args.num_kv_heads + kv_head], split.num_pieces);
+  wait_for_pieces(&arrivals(args)[row.split * args.num_kv_heads + kv_head], split.num_pieces);
   RowMerger<T, kDim> merger(args, split, row.row, kv_head);
   merger.merge_all();
   merger.store(static_cast<T*>(args.out) + row_offset(args, args.query_start[split.seq], split.first_row + row.row,

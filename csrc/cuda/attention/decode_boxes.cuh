@@ -124,7 +124,7 @@ __device__ __forceinline__ int take_pair_ticket(const RunArgs& args, int pair, b
   const bool spread = args.spread && args.plan.header->num_cta_items == 0;
   const int num_ctas = static_cast<int>(gridDim.x);
   if (spread && first) return pair * num_ctas + static_cast<int>(blockIdx.x);
-  return take_ticket(&args.plan.header->next_warp) + (spread ? num_ctas * kBoxPairs : 0);
+  return take_ticket(&tickets(args).next_warp) + (spread ? num_ctas * kBoxPairs : 0);
 }
 
 template <typename T, int kDim>
@@ -300,7 +300,11 @@ __device__ __forceinline__ void run_pairs(const RunArgs& args, const KvMaps& map
   static_assert(2 * kBoxPairs == kWarps, "pairs of warps");
   if (args.plan.header->num_warp_items + args.plan.header->num_merge_rows == 0) return;
   const bool fetches = warp_id() >= kBoxPairs;
-  if (fetches && lane_id() == 0) memory.init_barriers();
+  if (fetches && lane_id() == 0) {
+    prefetch_map(&maps.k);
+    prefetch_map(&maps.v);
+    memory.init_barriers();
+  }
   __syncthreads();
   if (fetches) {
     run_fetching_warp<T, kDim>(args, maps, memory, warp_id() % kBoxPairs);

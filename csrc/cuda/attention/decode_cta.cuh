@@ -63,7 +63,7 @@ class DecodeItems {
     if (threadIdx.x != 0 || stage_ < end_stage_ || ended_) return;
     const bool own = args_.spread && num_jobs_ == 0;
     *ticket_ = own ? static_cast<int>(blockIdx.x)
-                   : static_cast<int>(atomicAdd(&args_.plan.header->next_warp, 1u) + (args_.spread ? gridDim.x : 0));
+                   : static_cast<int>(atomicAdd(&tickets(args_).next_warp, 1u) + (args_.spread ? gridDim.x : 0));
   }
 
   // Asks for K of the next stage of the item being read, or of the first of the next item: one slab a warp.

@@ -93,32 +93,6 @@ __device__ __forceinline__ void set_gathered_job(const RunArgs& args, const Item
   finish_job(args, j, job);
 }
 
-// The job of a CTA's item, for one of its warps.
-__device__ __forceinline__ void set_cta_job(const RunArgs& args, const Item& item, int kv_head, int row_in_tile,
-                                            Job* job) {
-  if (item.shared < 0) {
-    set_job(args, item, kv_head, kCtaRows, row_in_tile, job);
-  } else {
-    set_gathered_job(args, item, kv_head, row_in_tile, job);
-  }
-}
-// The same from another warp's, that of the item's first rows.
-__device__ __forceinline__ void narrow_job(const RunArgs& args, const Job& first, int row_in_tile, Job* job) {
-  Job j = first;
-  j.row_in_tile = row_in_tile;
-  j.num_rows = max(0, min(kWarpRows, j.tile_rows - row_in_tile));
-  if (first.gathered >= 0) {
-    j.gathered = first.gathered + row_in_tile;
-  } else {
-    j.first_row = first.first_row + row_in_tile;
-    j.first = keys_of_row(j.first_position, j.first_row, args);
-    j.last = keys_of_row(j.first_position, j.first_row + max(j.num_rows, 1) - 1, args);
-  }
-  __syncwarp();
-  if (lane_id() == 0) *job = j;
-  __syncwarp();
-}
-
 // Some row of the warp sees some key of [token, token + 64).
 __device__ __forceinline__ bool sees_tile(const Job& job, int token) {
   return job.num_rows > 0 && token < job.last.end && token + kTileTokens > job.first.begin;

@@ -8,8 +8,7 @@
 // shared_prefix.cuh) until none is left, then decode items (16 rows): one after the other with all
 // its warps, or each warp by itself, as the plan has decided. Then its warps take rows to merge. All by ticket, in the
 // plan's order: prefill and decode of a mixed step share the GPU without a second launch, and the empty part of a step
-// costs one look at the header. The last CTA to leave resets the tickets, so that the next layer finds the plan as it
-// was: one plan serves one stream at a time.
+// costs one look at the header. One plan serves one stream at a time.
 #pragma once
 #include "cuda/attention/combine.cuh"
 #include "cuda/attention/decode.cuh"
@@ -43,6 +42,12 @@ __device__ __forceinline__ PairMemory<kDim> pair_memory(unsigned char* smem) {
   return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kDim>};
 }
 
+// The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
+__device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) {
+  if (args.spread && first) return static_cast<int>(blockIdx.x);
+  return static_cast<int>(atomicAdd(&tickets(args).next_cta, 1u) + (args.spread ? gridDim.x : 0));
+}
+
 template <typename T, int kDim>
 __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpMemory& memory) {
   for (bool first = true;; first = false) {
@@ -51,25 +56,18 @@ __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpM
     __syncthreads();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
-    set_cta_job(args, args.plan.cta_items[ticket / args.num_kv_heads], ticket % args.num_kv_heads,
-                warp_id() * kWarpRows, memory.job);
-    run_cta_item<T, kDim>(args, *memory.job, memory.cta_slots);
+    const Item& item = args.plan.cta_items[ticket / args.num_kv_heads];
+    const int kv_head = ticket % args.num_kv_heads, row = warp_id() * kWarpRows;
+    if (item.shared < 0) {
+      set_job(args, item, kv_head, kCtaRows, row, memory.job);
+    } else {
+      set_gathered_job(args, item, kv_head, row, memory.job);
+    }
+    run_prefill_item<T, kDim>(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
     __syncthreads();
     if (threadIdx.x == 0) arrive(args, *memory.job);
   }
-}
-
-// By the fastest way this GPU has.
-template <typename T, int kDim>
-__device__ __forceinline__ void run_cta_items(const RunArgs& args, const KvMaps& maps, unsigned char* smem,
-                                              const WarpMemory& memory) {
-#if defined(PE_WGMMA)
-  if constexpr (kTakesBoxes<kDim>) {
-    if (args.by_boxes) return run_warpgroups<T, kDim>(args, maps, smem);
-  }
-#endif
-  run_cta_tickets<T, kDim>(args, memory);
 }
 
 // Without CTA items all warps start at once: their first tickets go round the SMs, so that few items do not crowd on
@@ -78,7 +76,7 @@ __device__ __forceinline__ int take_warp_ticket(const RunArgs& args, bool first)
   const bool spread = args.spread && args.plan.header->num_cta_items == 0;
   const int num_ctas = static_cast<int>(gridDim.x);
   if (spread && first) return warp_id() * num_ctas + static_cast<int>(blockIdx.x);
-  return take_ticket(&args.plan.header->next_warp) + (spread ? num_ctas * kWarps : 0);
+  return take_ticket(&tickets(args).next_warp) + (spread ? num_ctas * kWarps : 0);
 }
 
 // Where CTAs decode, what is left for single warps is to merge.
@@ -87,7 +85,7 @@ __device__ __forceinline__ void run_merge_tickets(const RunArgs& args) {
   const int num_merges = args.plan.header->num_merge_rows * args.num_kv_heads;
   if (num_merges == 0) return;
   for (;;) {
-    const int ticket = take_ticket(&args.plan.header->next_merge);
+    const int ticket = take_ticket(&tickets(args).next_merge);
     if (ticket >= num_merges) return;
     run_merge<T, kDim>(args, args.plan.merge_rows[ticket / args.num_kv_heads], ticket % args.num_kv_heads);
   }
@@ -116,22 +114,12 @@ __device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Warp
   }
 }
 
-__device__ __forceinline__ void leave(const RunArgs& args, int* shared) {
-  wait_for_predecessor();  // also of who had nothing to do
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *shared = atomicAdd(&args.plan.header->num_done, 1u) == gridDim.x - 1;
-  }
-  __syncthreads();
-  if (*shared == 0) return;
-  const int num_arrivals = args.plan.header->num_splits * args.num_kv_heads;
-  for (int i = static_cast<int>(threadIdx.x); i < num_arrivals; i += kThreads) args.plan.arrivals[i] = 0;
-  if (threadIdx.x == 0) {
-    Header& header = *args.plan.header;
-    header.next_cta = header.next_warp = header.next_merge = header.num_done = 0;
-  }
-}
+// Code for sm_90 alone leaves out what would never run there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr bool kAlwaysBoxes = true;
+#else
+constexpr bool kAlwaysBoxes = false;
+#endif
 
 __device__ __forceinline__ bool has_work_for_ctas(const Header& header) {
   return header.num_cta_items > 0 || header.decodes_by_cta != 0;
@@ -147,16 +135,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   release_successor();  // its blocks then come to the SMs that find no work
   const bool pairs_alone = kTakesBoxes<kDim> && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
   if (!pairs_alone) wait_for_predecessor();
-  if (args.plan.header->num_cta_items > 0) run_cta_items<T, kDim>(args, maps, smem, memory);
+  if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
   if (kDecodesByCta<kDim> && args.plan.header->decodes_by_cta != 0) {
     if constexpr (kDecodesByCta<kDim>) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<T, kDim>(args);
   } else if (kTakesBoxes<kDim> && args.by_boxes) {
     if constexpr (kTakesBoxes<kDim>) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
-  } else {
+  } else if (!(kTakesBoxes<kDim> && kAlwaysBoxes)) {
     run_warp_tickets<T, kDim>(args, memory);
   }
-  leave(args, memory.ticket);
+  wait_for_predecessor();  // also who had nothing to do
+  rest_other_turn(args);
 }
 
 template <int kDim>

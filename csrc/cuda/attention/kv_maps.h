@@ -12,12 +12,11 @@ namespace pe::cuda::attention {
 
 struct KvMaps {
   BoxMap k, v;
-  BoxMap key_columns;  // boxes of 64 columns of K, for the warpgroups' products
 };
 
 #if defined(PE_SIMT)
 
-inline BoxMap make_box_map(const PagedKV& kv, const void* data, int /*box_columns*/) {
+inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
   const int64_t size = static_cast<int64_t>(size_of(kv.dtype));
   return {static_cast<const unsigned char*>(data),
           kv.token_stride * size,
@@ -30,7 +29,7 @@ inline BoxMap make_box_map(const PagedKV& kv, const void* data, int /*box_column
 #else
 
 // Dimensions: column of a block of 64, token, block of 64 columns, head, physical block.
-inline BoxMap make_box_map(const PagedKV& kv, const void* data, int box_columns) {
+inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
   const auto count = [](int64_t x) { return static_cast<cuuint64_t>(x); };
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   const int blocks_of_columns = kv.head_dim / kBoxColumns;
@@ -38,7 +37,7 @@ inline BoxMap make_box_map(const PagedKV& kv, const void* data, int box_columns)
                               count(kv.num_blocks)};
   const cuuint64_t strides[] = {bytes(kv.token_stride), bytes(kBoxColumns), bytes(kv.head_stride),
                                 bytes(kv.block_stride)};
-  const cuuint32_t box[] = {kBoxColumns, kBoxTokens, static_cast<cuuint32_t>(box_columns / kBoxColumns), 1, 1};
+  const cuuint32_t box[] = {kBoxColumns, kBoxTokens, static_cast<cuuint32_t>(blocks_of_columns), 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1, 1};
   const auto type = kv.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   BoxMap map;
@@ -53,9 +52,6 @@ inline BoxMap make_box_map(const PagedKV& kv, const void* data, int box_columns)
 
 #endif
 
-inline KvMaps make_kv_maps(const PagedKV& kv) {
-  return {make_box_map(kv, kv.k, kv.head_dim), make_box_map(kv, kv.v, kv.head_dim),
-          make_box_map(kv, kv.k, kBoxColumns)};
-}
+inline KvMaps make_kv_maps(const PagedKV& kv) { return {make_box_map(kv, kv.k), make_box_map(kv, kv.v)}; }
 
 }  // namespace pe::cuda::attention

@@ -76,6 +76,7 @@ void check_params(const PagedAttentionParams& p) {
       kOp, p.kv.dtype == p.dtype,
       std::string("q is ") + name_of(p.dtype) + " but the cache is " + name_of(p.kv.dtype) + "; they must be equal");
   check_block_size(p.kv.block_size);
+  PE_CHECK(kOp, p.turn == 0 || p.turn == 1, "turn must be 0 or 1, got " + std::to_string(p.turn));
   PE_CHECK(kOp, p.scale > 0 && std::isfinite(p.scale), "scale must be positive, got " + std::to_string(p.scale));
   check_strides("q", p.q, {p.q_token_stride, p.q_head_stride}, p.dtype);
   check_strides("out", p.out, {p.out_token_stride, p.out_head_stride}, p.dtype);
@@ -106,7 +107,8 @@ bool has_copy_engine(int) { return true; }
 #else
 // The GPU has one, and this build has code for it.
 bool has_copy_engine(int device) {
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor, device) < 9 || encode_tiled() == nullptr) return false;
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor, device) < 9) return false;
+  PE_CHECK(kOp, encode_tiled() != nullptr, "needs a driver that encodes tensor maps: CUDA 12 or later");
   cudaFuncAttributes attributes{};
   check_cuda(kOp, cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(plan_kernel)));
   return attributes.binaryVersion >= 90;
@@ -183,6 +185,7 @@ RunArgs run_args(const PagedAttentionParams& p, const Geometry& geometry, const 
   a.by_cta = geometry.by_cta;
   a.by_boxes = geometry.by_boxes;
   a.settled = p.settled;
+  a.turn = p.turn;
   return a;
 }
 

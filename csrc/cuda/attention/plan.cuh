@@ -146,11 +146,18 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
       items[place] = make_item(args, tile, piece, begin, end);
     });
   }
-  for (int i = tid; i < shared.num_splits * args.num_kv_heads; i += kPlanThreads) args.plan.arrivals[i] = 0;
+  for (uint32_t* const arrivals : args.plan.arrivals) {
+    for (int i = tid; i < shared.num_splits * args.num_kv_heads; i += kPlanThreads) arrivals[i] = 0;
+  }
   if (tid == 0) {
-    *args.plan.header =
-        Header{shared.num_items[1],   shared.num_items[0],     shared.num_splits, shared.num_merge_rows, 0, 0, 0, 0,
-               limits.decodes_by_cta, shared.prefixes.num_rows};
+    Header header{};
+    header.num_cta_items = shared.num_items[1];
+    header.num_warp_items = shared.num_items[0];
+    header.num_splits = shared.num_splits;
+    header.num_merge_rows = shared.num_merge_rows;
+    header.num_shared_rows = shared.prefixes.num_rows;
+    header.decodes_by_cta = limits.decodes_by_cta;
+    *args.plan.header = header;
   }
 }
 

@@ -9,12 +9,6 @@
 
 namespace pe::cuda::attention {
 
-// The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
-__device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) {
-  if (args.spread && first) return static_cast<int>(blockIdx.x);
-  return static_cast<int>(atomicAdd(&args.plan.header->next_cta, 1u) + (args.spread ? gridDim.x : 0));
-}
-
 // The CTA's ring of tiles: K and V of an even tile, K and V of an odd one. Each warp copies 8 of a tile's 64 rows.
 template <typename T, int kDim>
 class TileRing {

@@ -10,277 +10,174 @@
 // acc += weights v over the keys in the same steps of 16, and all between the two products is the same functions of
 // softmax.cuh. A warp also computes tiles that none of its rows sees; that changes nothing, as softmax.cuh promises.
 //
-// What keeps the tensor cores busy while exponentials are computed: inside a warpgroup, S of the next tile and acc +=
-// weights v of this one are issued together, and the softmax of the next runs under the latter; and the two warpgroups
-// issue their products in turns, so that one has its scores and computes weights while the other multiplies.
-//
-// The copy engine fetches K and V (bulk_copy.cuh), steps ahead and on over the borders of items. One warp takes the
-// tickets and plans what steps ask for; all warps ask for a box or two of each while they wait for their scores.
+// Two things keep the tensor cores busy while exponentials are computed. Inside a warpgroup, S of the next tile and
+// acc += weights v of this one are issued together, and the softmax of the next runs under the latter. And the two
+// warpgroups are not in step: they meet at no CTA-wide barrier, one may be a whole step ahead of the other.
 #pragma once
-#include "cuda/attention/kv_maps.h"
 #include "cuda/attention/prefill.cuh"
 #include "cuda/common/wgmma.cuh"
 
 namespace pe::cuda::attention {
 
+template <int kDim>
+constexpr bool kFitsWarpgroups = kDim == 64 || kDim == 128;  // whole blocks of the swizzle, registers for the rest
+
 #if defined(PE_WGMMA)
 
-// Step i of an item multiplies K of tile i and V of tile i - 1 (see run_steps). The last step to be asked for takes the
-// place of step i - 2, which the warpgroup behind has just left.
+// Step i multiplies K of tile i and V of tile i - 1 (see run_steps). While the warpgroup in front works on step i, the
+// other may still need i - 1; i + 1 is there, and the rest of the ring is on its way. The last to be asked for takes
+// the place of i - 2. It has two steps to arrive in: an L2 under load takes longer than one.
+constexpr int kSteps = 6;
 constexpr int kStepsAhead = kSteps - 2;
-// Steps are planned two further ahead: at step i all warps have left step i - 2, so they see what was planned in it.
-constexpr int kStepsPlannedAhead = kStepsAhead + 2, kPlannedSteps = 8;
-static_assert(kPlannedSteps >= kStepsPlannedAhead + 2, "a plan is not written over before all have read it");
 constexpr int kWarpgroupRows = kWarpgroupWarps * kWarpRows;
 
-// Steps are numbered from the first item's on. Where a step is in the ring:
-__device__ __forceinline__ int slot_of(int step) { return step % kSteps; }
-__device__ __forceinline__ uint32_t parity_of(int step) { return static_cast<uint32_t>(step / kSteps) & 1; }
-
-// What a step asks for: K of a tile and V of the tile before, where the item has them.
-struct StepPlan {
-  int tile, kv_head;                                     // kv_head -1: no step any more
-  int key_blocks[kTileSlabs], value_blocks[kTileSlabs];  // physical blocks; -1: holds no key of the item
-};
-
-// Where the planning warp is, as each of its lanes keeps it. In shared memory: it is looked at once a step by one warp,
-// and all eight would have to keep registers for it.
-struct PlannerState {
-  int ticket;          // in lane 0: of the next item
-  int tile, end_tile;  // of K in the step planned last; of the item
-  int num_items, num_steps;
-  int blocks, next_blocks;  // physical blocks of the lane's slab of a chunk, and of the next chunk
-  int key_block;            // of lane % 4 in the step planned last
-};
-
-// Of shared memory that kernels of this path have.
+// All of it in blocks of 64 columns (wgmma.cuh): [64 rows][64 columns], D / 64 of them per tile.
 template <int kDim>
 struct WarpgroupMemory {
-  static constexpr int kTileBytes = kTileTokens * kDim * 2;
+  static constexpr int kBlockBytes = kTileTokens * kSwizzleRowBytes;
+  static constexpr int kBlocks = kDim / kSwizzleColumns;
+  static constexpr int kTileBytes = kBlocks * kBlockBytes;
+
   struct {
-    unsigned char keys[kTileBytes];    // [D / 64][64 rows][64 columns], as wgmma.cuh says
-    unsigned char values[kTileBytes];  // boxes: [4 slabs][D / 64][16 rows][64 columns]
+    unsigned char keys[kTileBytes], values[kTileBytes];
   } steps[kSteps];
-  Job items[kLiveItems];  // as the first warp of the CTA sees them
-  Job jobs[2][kWarps];    // this item and the next one, as each warp sees them
-  PlannerState planner[kWarpSize];
-  StepPlan plans[kPlannedSteps];
-  uint64_t full[kSteps];  // barriers: the step's tiles have arrived
-  uint64_t done[kSteps];  // all warps have left the step
-  uint64_t turn[2];       // of each warpgroup: it may issue its products
-  uint64_t together[2];   // of each warpgroup: for its own warps to meet at
+  uint64_t done[2];  // barriers: of even and odd steps
+};
+template <int kDim>
+__device__ __forceinline__ WarpgroupMemory<kDim>& warpgroup_memory(unsigned char* slots) {
+  static_assert(sizeof(WarpgroupMemory<kDim>) + kSwizzleAtomBytes <= ring_bytes<kDim>(kDeepSlots<kDim>),
+                "fits where warps have deep rings; an sm_90 always has room for these");
+  const unsigned past = smem_address(slots) % kSwizzleAtomBytes;
+  return *reinterpret_cast<WarpgroupMemory<kDim>*>(slots + (past == 0 ? 0 : kSwizzleAtomBytes - past));
+}
 
-  __device__ __forceinline__ void init_barriers() {
-    for (int i = 0; i < kSteps; ++i) {
-      bulk_barrier_init(full + i, kWarps);
-      bulk_barrier_init(done + i, kWarps);
-    }
-    for (int i = 0; i < 2; ++i) {
-      bulk_barrier_init(turn + i, kWarpgroupWarps);
-      bulk_barrier_init(together + i, kWarpgroupWarps);
-    }
-    bulk_barrier_fence();
+// Where a lane's 16-byte vectors lie when a warp copies 8 rows of a matrix: its j-th is in row kRows j + row, always in
+// the same column. The 8 rows are one row of every block's atoms, so row % 8 is the row itself, and the swizzle of the
+// j-th vector differs from that of the first by kRows j, in address bits that the atom's base leaves zero.
+template <int kDim>
+struct LaneVectors {
+  static constexpr int kRowVectors = kDim / 8, kBlockVectors = kSwizzleColumns / 8;
+  static constexpr int kRows = kWarpSize / kRowVectors, kCount = 8 / kRows;
+
+  static __device__ __forceinline__ int row() { return lane_id() / kRowVectors; }
+  static __device__ __forceinline__ int column() { return lane_id() % kRowVectors * 8; }
+  static __device__ __forceinline__ int place() {  // of the first vector, in bytes from row 0 in block 0
+    const int vector = lane_id() % kRowVectors;
+    return vector / kBlockVectors * WarpgroupMemory<kDim>::kBlockBytes + row() * kSwizzleRowBytes +
+           (vector % kBlockVectors ^ row()) * 16;
   }
-  __device__ __forceinline__ void destroy_barriers() {
-    for (int i = 0; i < kSteps; ++i) {
-      bulk_barrier_destroy(full + i);
-      bulk_barrier_destroy(done + i);
-    }
-    for (int i = 0; i < 2; ++i) {
-      bulk_barrier_destroy(turn + i);
-      bulk_barrier_destroy(together + i);
-    }
+  static __device__ __forceinline__ unsigned char* to(unsigned char* smem, int place, int j) {
+    return smem + (place ^ kRows * j * 16) + kRows * j * kSwizzleRowBytes;
   }
 };
 
-// ---- the warp that plans --------------------------------------------------------------------------------------------
-
-template <int kDim>
-class StepPlanner {
+// The steps' tiles on their way from the caches to shared memory. Of each tile a warp copies 8 rows, which lie in one
+// physical block; the block's number is fetched a step before it is needed.
+template <typename T, int kDim>
+class StepRing {
  public:
-  __device__ __forceinline__ StepPlanner(const RunArgs& args, WarpgroupMemory<kDim>& memory)
-      : args_(args), memory_(memory) {}
-
-  __device__ __forceinline__ void start() const {
-    PlannerState state{};
-    if (lane_id() == 0) state.ticket = take_cta_ticket(args_, true);
-    memory_.planner[lane_id()] = state;
-    for (int i = 0; i < kStepsPlannedAhead; ++i) plan();
-  }
-
-  // Plans the next step in line, of the item being read or of the next one. All lanes of the warp call.
-  __device__ __forceinline__ void plan() const {
-    const int lane = not_hoisted(lane_id());
-    PlannerState& state = memory_.planner[lane];
-    StepPlan& plan = memory_.plans[state.num_steps++ % kPlannedSteps];
-    if (state.tile == state.end_tile && !begin_item(state)) {
-      if (lane == 0) plan.kv_head = -1;
-      return;
+  __device__ __forceinline__ StepRing(const RunArgs& args, const Job& job, WarpgroupMemory<kDim>& memory)
+      : args_(args),
+        job_(job),
+        memory_(memory),
+        place_(warp_id() * kSwizzleAtomBytes + Vectors::place()),
+        num_tiles_(job.tiles.end - job.tiles.begin),
+        first_(job.tiles.begin * kTileTokens + warp_id() * kRows - job.keys.begin),
+        num_keys_(job.keys.end - job.keys.begin) {
+    static_assert(kTileTokens == kWarps * kRows && kSlabTokens % kRows == 0, "a warp's rows lie in one slab");
+    if (threadIdx.x == 0) {
+      barrier_init(&memory.done[0], kWarps);
+      barrier_init(&memory.done[1], kWarps);
     }
-    const Job& job = memory_.items[(state.num_items - 1) % kLiveItems];
-    const int tile = ++state.tile;
-    if (tile % kChunkTiles == 0 && tile != job.tiles.begin) {
-      state.blocks = state.next_blocks;
-      state.next_blocks = load_blocks(job, tile / kChunkTiles + 1);
-    }
-    const int slab = tile * kTileSlabs + lane % kTileSlabs;
-    const int block = __shfl_sync(kFullMask, state.blocks, slab % kChunkSlabs);
-    const bool held = tile < job.tiles.end && holds_keys(job, slab * kSlabTokens, kSlabTokens);
-    if (lane < kTileSlabs) {
-      plan.value_blocks[lane] = tile > job.tiles.begin ? state.key_block : -1;
-      plan.key_blocks[lane] = state.key_block = held ? block : -1;
-    }
-    if (lane == 0) {
-      plan.tile = tile;
-      plan.kv_head = job.kv_head;
-    }
-  }
-
- private:
-  // An item's first step has K of its first tile, its last one V of its last tile: `tile` runs from the tile before the
-  // first to the one behind the last. Returns false where there is no item left.
-  __device__ __forceinline__ bool begin_item(PlannerState& state) const {
-    const int ticket = __shfl_sync(kFullMask, state.ticket, 0);
-    Job& job = memory_.items[state.num_items % kLiveItems];
-    if (ticket >= args_.plan.header->num_cta_items * args_.num_kv_heads) {
-      if (lane_id() == 0) job.kv_head = -1;
-      return false;
-    }
-    if (lane_id() == 0) state.ticket = take_cta_ticket(args_, false);
-    set_cta_job(args_, args_.plan.cta_items[ticket / args_.num_kv_heads], ticket % args_.num_kv_heads, 0, &job);
-    ++state.num_items;
-    state.tile = job.tiles.begin - 1;
-    state.end_tile = job.tiles.end;
-    state.blocks = load_blocks(job, job.tiles.begin / kChunkTiles);
-    state.next_blocks = load_blocks(job, job.tiles.begin / kChunkTiles + 1);
-    return true;
-  }
-
-  // Lane l holds the physical block of slab l of a chunk.
-  __device__ __forceinline__ int load_blocks(const Job& job, int chunk) const {
-    const int token = chunk * kChunkTokens + lane_id() * kSlabTokens;
-    if (lane_id() >= kChunkSlabs || !holds_keys(job, token, kSlabTokens)) return 0;
-    return __ldg(args_.block_tables + job.table_offset + (token >> args_.block_shift));
-  }
-
-  const RunArgs& args_;
-  WarpgroupMemory<kDim>& memory_;
-};
-
-// ---- all warps ------------------------------------------------------------------------------------------------------
-
-// A warp's way through the steps of all items.
-template <int kDim>
-class Steps {
- public:
-  __device__ __forceinline__ Steps(const RunArgs& args, const KvMaps& maps, WarpgroupMemory<kDim>& memory)
-      : args_(args), maps_(maps), memory_(memory), planner_(args, memory) {
-    if (warp_id() == 0) planner_.start();
-    __syncthreads();
-    for (int i = 0; i < kStepsAhead; ++i) request(i);
-    if (warpgroup() == 1) pass_turn();
-  }
-
-  static __device__ __forceinline__ int warpgroup() { return warp_id() / kWarpgroupWarps; }
-  __device__ __forceinline__ const unsigned char* keys() const { return memory_.steps[slot_of(step_)].keys; }
-  __device__ __forceinline__ unsigned char* values() const { return memory_.steps[slot_of(step_)].values; }
-
-  // The job of the next item; nullptr after the last. Called under the last step of the item before.
-  __device__ __forceinline__ const Job* next_job(bool first) {
-    const int step = first ? 0 : step_ + 1;
-    bulk_wait(memory_.full + slot_of(step), parity_of(step));
-    const uint32_t number = counts_ / kOneItem;
-    const Job& item = memory_.items[number % kLiveItems];
-    if (item.kv_head < 0) return nullptr;
-    Job* const job = &memory_.jobs[number % 2][warp_id()];
-    counts_ += kOneItem;
-    narrow_job(args_, item, warp_id() * kWarpRows, job);
-    return job;
-  }
-
-  // A step: its tiles have arrived; its products are issued, in turn; meanwhile a later one is asked for; and at last
-  // all products have been waited for.
-  __device__ __forceinline__ void enter() const { bulk_wait(memory_.full + slot_of(step_), parity_of(step_)); }
-  __device__ __forceinline__ void take_turn() {
-    bulk_wait(memory_.turn + warpgroup(), counts_ & kTurn);
-    counts_ ^= kTurn;
-  }
-  __device__ __forceinline__ void pass_turn() {
-    if (lane_id() == 0) bulk_arrive(memory_.turn + 1 - warpgroup());
-  }
-  // All warps ask for a share of a later step, in the place of the last but one.
-  __device__ __forceinline__ void request_ahead() {
-    const int step = step_ + kStepsAhead;
-    bulk_wait(memory_.done + slot_of(step), parity_of(step) ^ 1);
-    request(step);
-    if (warp_id() == 0) planner_.plan();
-  }
-  __device__ __forceinline__ void leave() {
-    __syncwarp();
-    if (lane_id() == 0) bulk_arrive(memory_.done + slot_of(step_));
-    ++step_;
-  }
-
-  // Rows of V that no row of the item sees become zeros, as kv_stream.cuh explains: a box is copied whole. Each
-  // warpgroup does it for itself, for the other may be elsewhere.
-  __device__ __forceinline__ void blank_unseen(const Job& job, int tile) {
-    const int token = tile * kTileTokens;
-    if (token >= job.keys.begin && token + kTileTokens <= job.keys.end) return;
-    constexpr int kRowVectors = kBoxRowBytes / 16, kBoxVectors = box_bytes(kDim) / 16;
-    auto* const vectors = reinterpret_cast<uint4*>(values());
-    constexpr int kThreadsHere = kWarpgroupWarps * kWarpSize;
-    for (int i = static_cast<int>(threadIdx.x) % kThreadsHere; i < kTileSlabs * kBoxVectors; i += kThreadsHere) {
-      const int key = token + i / kBoxVectors * kSlabTokens + i / kRowVectors % kBoxTokens;
-      if (key < job.keys.begin || key >= job.keys.end) vectors[i] = make_uint4(0, 0, 0, 0);
-    }
+    next_block_ = load_block(0);
+    for (int step = 0; step < kStepsAhead; ++step) request(step, step);
+    cp_async_wait<kStepsAhead - 2>();  // steps 0 and 1 have arrived
     fence_for_wgmma();
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ int num_tiles() const { return num_tiles_; }
+  __device__ __forceinline__ const unsigned char* keys() const { return memory_.steps[slot_].keys; }
+  __device__ __forceinline__ const unsigned char* values() const { return memory_.steps[slot_].values; }
+
+  // Before the products of a step: all warps are done with step - 2, and their copies of this one have arrived.
+  __device__ __forceinline__ void enter(int step) const {
+    if (step >= 2) barrier_wait(&memory_.done[step % 2], (step - 2) / 2);
+  }
+  // While the products of the entered step run: asks for a later one, in the place of step - 2.
+  __device__ __forceinline__ void request_ahead(int step) {
+    request(step + kStepsAhead, slot_ < kSteps - kStepsAhead ? slot_ + kStepsAhead : slot_ + kStepsAhead - kSteps);
+  }
+  // Under the products, before it asks for more: this warp's copies of step + 2 have arrived, later ones need not have.
+  // The fence may wait for all copies on their way, so those that it meets are a step old.
+  __device__ __forceinline__ void settle() const {
+    cp_async_wait<kStepsAhead - 3>();
+    fence_for_wgmma();
+  }
+  // After the products of a step. Two barriers take turns, because a warpgroup may arrive for this step before
+  // the other has waited for the last; it cannot arrive for the next but one before that.
+  __device__ __forceinline__ void leave(int step) {
     __syncwarp();
-    if (lane_id() == 0) bulk_arrive(memory_.together + warpgroup());
-    bulk_wait(memory_.together + warpgroup(), counts_ / kTogether & 1);
-    counts_ ^= kTogether;
+    if (lane_id() == 0) barrier_arrive(&memory_.done[step % 2]);
+    slot_ = slot_ == kSteps - 1 ? 0 : slot_ + 1;
+  }
+  // After the last step.
+  __device__ __forceinline__ void close() {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      barrier_destroy(&memory_.done[0]);
+      barrier_destroy(&memory_.done[1]);
+    }
   }
 
  private:
-  static constexpr int kColumnBoxBytes = kBoxTokens * kBoxRowBytes;
+  using Vectors = LaneVectors<kDim>;
+  static constexpr int kRows = 8;
 
-  // Warp i asks for slab i % 4 of the i / 4-th 64 columns of K, the second warpgroup for V besides.
-  __device__ __forceinline__ void request(int number) const {
-    const StepPlan& plan = memory_.plans[number % kPlannedSteps];
-    const int slot = slot_of(number), warp = not_hoisted(warp_id());
-    if (lane_id() != 0) return;
-    const int slab = warp % kTileSlabs, columns = warp / kTileSlabs;
-    const bool ended = plan.kv_head < 0;
-    const int key_block = ended || columns * kBoxColumns >= kDim ? -1 : plan.key_blocks[slab];
-    const int value_block = ended || warp < kWarpgroupWarps ? -1 : plan.value_blocks[slab];
-    uint64_t* const full = memory_.full + slot;
-    bulk_expect(full, (key_block >= 0 ? kColumnBoxBytes : 0) + (value_block >= 0 ? box_bytes(kDim) : 0));
-    auto& step = memory_.steps[slot];
-    const int token = plan.tile * kTileTokens + slab * kSlabTokens, in_block = (1 << args_.block_shift) - 1;
-    if (key_block >= 0) {
-      unsigned char* const to = step.keys + columns * kTileTokens * kBoxRowBytes + slab * kColumnBoxBytes;
-      copy_columns(to, &maps_.key_columns, token & in_block, columns, plan.kv_head, key_block, full);
+  // This warp's first key of a tile, tiles counted from the item's first and keys from the first that is read.
+  __device__ __forceinline__ int first_key(int tile) const { return first_ + tile * kTileTokens; }
+  // 0 where nothing will be read: only table entries of keys that some row sees are valid.
+  __device__ __forceinline__ int load_block(int tile) const {
+    const int key = first_key(tile);
+    if (tile >= num_tiles_ || key >= num_keys_ || key + kRows <= 0) return 0;
+    return __ldg(args_.block_tables + job_.table_offset + ((job_.keys.begin + key) >> args_.block_shift));
+  }
+  // Keys that no row sees are not read and become zeros; their addresses still lie in the block.
+  __device__ __forceinline__ void copy_tile(unsigned char* to, int tile, const void* cache) const {
+    const T* const from = static_cast<const T*>(cache) + offset_;
+    const int64_t step = Vectors::kRows * args_.token_stride;
+    const int key = first_key(tile) + Vectors::row();
+#pragma unroll
+    for (int j = 0; j < Vectors::kCount; ++j) {
+      const bool valid = static_cast<unsigned>(key + Vectors::kRows * j) < static_cast<unsigned>(num_keys_);
+      cp_async_16_zfill(Vectors::to(to, place_, j), from + j * step, valid);
     }
-    if (value_block >= 0) {
-      copy_box(step.values + slab * box_bytes(kDim), &maps_.v, (token - kTileTokens) & in_block, plan.kv_head,
-               value_block, full);
-    }
+  }
+  __device__ __forceinline__ void request(int step, int slot) {
+    if (step >= 1 && step <= num_tiles_) copy_tile(memory_.steps[slot].values, step - 1, args_.v);
+    const int64_t in_block = (job_.keys.begin + first_key(step)) & ((1 << args_.block_shift) - 1);
+    offset_ = next_block_ * args_.block_stride + job_.head_offset + (in_block + Vectors::row()) * args_.token_stride +
+              Vectors::column();
+    next_block_ = load_block(step + 1);
+    if (step < num_tiles_) copy_tile(memory_.steps[slot].keys, step, args_.k);
+    cp_async_commit();  // also when empty: groups are counted
   }
 
   const RunArgs& args_;
-  const KvMaps& maps_;
+  const Job& job_;
   WarpgroupMemory<kDim>& memory_;
-  StepPlanner<kDim> planner_;  // the first warp's
-  int step_ = 0;
-  // In one register: the parities of the two barriers of this warpgroup, and how many items it has begun.
-  static constexpr uint32_t kTurn = 1, kTogether = 2, kOneItem = 4;
-  uint32_t counts_ = 0;
+  const int place_;  // of this lane's vectors in a tile
+  const int num_tiles_, first_, num_keys_;
+  int64_t offset_ = 0;  // of this lane's vectors in the caches: of the tile whose K was asked for last, V comes next
+  int next_block_;
+  int slot_ = 0;  // of the step being worked on
 };
 
 // scores = q k^T, ascending over head_dim. Runs on after the call.
 template <typename T, int kDim>
 __device__ __forceinline__ void start_scores(const uint32_t (&q)[kDim / 16][4], const unsigned char* keys,
                                              TileScores& scores) {
-  constexpr int kBlockBytes = kTileTokens * kSwizzleRowBytes, kBlockSlabs = kSwizzleColumns / 16;
+  constexpr int kBlockBytes = WarpgroupMemory<kDim>::kBlockBytes, kBlockSlabs = kSwizzleColumns / 16;
   const uint32_t k = matrix_descriptor(keys, 16);  // distance of blocks: not looked at
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
@@ -295,12 +192,23 @@ __device__ __forceinline__ void start_scores(const uint32_t (&q)[kDim / 16][4], 
 template <typename T, int kDim>
 __device__ __forceinline__ void start_values(const TileWeights& weights, const unsigned char* values, bool begins_chunk,
                                              float (&acc)[kDim / 8][4]) {
-  const uint32_t v = matrix_descriptor(values, kBoxTokens * kBoxRowBytes);
+  const uint32_t v = matrix_descriptor(values, WarpgroupMemory<kDim>::kBlockBytes);
 #pragma unroll
   for (int s = 0; s < kTileSlabs; ++s) {
-    wgmma_mn_major<T>(acc, weights[s], advance(v, s * box_bytes(kDim)), s > 0 || !begins_chunk);
+    wgmma_mn_major<T>(acc, weights[s], advance(v, s * kSlabTokens * kSwizzleRowBytes), s > 0 || !begins_chunk);
   }
   wgmma_commit();
+}
+
+// A warpgroup without rows still copies its share.
+template <typename T, int kDim>
+__device__ __forceinline__ void only_copy(StepRing<T, kDim>& ring) {
+  for (int step = 0; step < ring.num_tiles(); ++step) {
+    ring.enter(step);
+    ring.settle();
+    ring.request_ahead(step);
+    ring.leave(step);
+  }
 }
 
 __device__ __forceinline__ bool begins_chunk(const Job& job, int tile) {
@@ -314,11 +222,10 @@ __device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job,
 }
 
 // Step 0: S of tile 0 and its softmax. Step i: S of tile i and acc += weights v of tile i - 1, then the softmax of tile
-// i. Step n: what is left, acc += weights v of the last tile. Returns the next item's job, whose q is then in place of
-// this one's.
+// i. Step n: what is left, acc += weights v of the last tile.
 template <typename T, int kDim>
-__device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& job, uint32_t (&q)[kDim / 16][4],
-                                                Steps<kDim>& steps) {
+__device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, const uint32_t (&q)[kDim / 16][4],
+                                          StepRing<T, kDim>& ring) {
   RowState<kDim, 2> chunk, running;
   chunk.clear();
   running.clear();
@@ -327,35 +234,27 @@ __device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& 
   float decay[2];
   // Keys that all rows of the warp see. In registers: the scores wait for no load from shared memory.
   const KeyRange plain = {job.last.begin, job.first.end};
-  const bool in_turns = job.tile_rows > kWarpgroupRows;
 
-  steps.enter();
-  if (in_turns) steps.take_turn();
   wgmma_fence();
-  start_scores<T, kDim>(q, steps.keys(), scores);
-  if (in_turns) steps.pass_turn();
-  steps.request_ahead();
+  start_scores<T, kDim>(q, ring.keys(), scores);
+  ring.settle();
+  ring.request_ahead(0);
   wgmma_wait<0>();
   hold(scores);
-  steps.leave();
   int tile = job.tiles.begin;
   hide_unseen(args, job, plain, tile, scores);
   weigh_scores<2>(scores, args.scale_log2, chunk.max, chunk.sum, decay);  // no acc yet to rescale
   pack_weights<T, 2>(scores, weights);
+  ring.leave(0);
 
-  const int last_tile = job.tiles.end - 1;
-  if (tile < last_tile && tile * kTileTokens < job.keys.begin) {
-    steps.enter();
-    steps.blank_unseen(job, tile);
-  }
-  while (tile < last_tile) {
-    steps.enter();
-    if (in_turns) steps.take_turn();
+  const int num_tiles = ring.num_tiles();
+  for (int step = 1; step < num_tiles; ++step) {
+    ring.enter(step);
     wgmma_fence();
-    start_scores<T, kDim>(q, steps.keys(), scores);
-    start_values<T, kDim>(weights, steps.values(), begins_chunk(job, tile), chunk.acc);
-    if (in_turns) steps.pass_turn();
-    steps.request_ahead();
+    start_scores<T, kDim>(q, ring.keys(), scores);
+    start_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
+    ring.settle();
+    ring.request_ahead(step);
 
     ++tile;
     const bool begins = tile % kChunkTiles == 0;
@@ -374,7 +273,7 @@ __device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& 
     wgmma_wait<0>();
     hold(chunk.acc);
     hold(weights);
-    steps.leave();
+    ring.leave(step);
     if (begins) {
       keep_chunk<kDim>(args, job, tile / kChunkTiles - 1, chunk, running);  // what is in acc then, nobody looks at
     } else {
@@ -388,68 +287,38 @@ __device__ __forceinline__ const Job* run_steps(const RunArgs& args, const Job& 
     pack_weights<T, 2>(scores, weights);
   }
 
-  steps.enter();
-  steps.blank_unseen(job, tile);
-  if (in_turns) steps.take_turn();
+  ring.enter(num_tiles);
   wgmma_fence();
-  start_values<T, kDim>(weights, steps.values(), begins_chunk(job, tile), chunk.acc);
-  if (in_turns) steps.pass_turn();
-  steps.request_ahead();
-  const Job* const next = steps.next_job(false);
-  if (next != nullptr) load_queries<T, kDim, 2>(args, *next, q);  // on its way until the first step
+  start_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
   wgmma_wait<0>();
   hold(chunk.acc);
   hold(weights);
-  steps.leave();
   keep_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
   end_item<T, kDim>(args, job, running);
-  return next;
 }
 
-// The second warpgroup of an item that has no rows for it.
 template <typename T, int kDim>
-__device__ __forceinline__ const Job* skip_steps(const RunArgs& args, const Job& job, uint32_t (&q)[kDim / 16][4],
-                                                 Steps<kDim>& steps) {
-  for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
-    steps.enter();
-    steps.request_ahead();
-    steps.leave();
-  }
-  steps.enter();
-  steps.request_ahead();
-  const Job* const next = steps.next_job(false);
-  if (next != nullptr) load_queries<T, kDim, 2>(args, *next, q);
-  steps.leave();
-  return next;
-}
-
-// All CTA items that this CTA gets hold of.
-template <typename T, int kDim>
-__device__ __forceinline__ void run_warpgroups(const RunArgs& args, const KvMaps& maps, unsigned char* smem) {
-  static_assert(sizeof(WarpgroupMemory<kDim>) <= kWarpgroupBytes<kDim>, "room in shared memory");
-  static_assert(kWarps == 2 * kWarpgroupWarps, "two warpgroups");
-  auto& memory = *reinterpret_cast<WarpgroupMemory<kDim>*>(smem);
-  if (threadIdx.x == 0) memory.init_barriers();
-  __syncthreads();
-  Steps<kDim> steps(args, maps, memory);
+__device__ __forceinline__ void run_warpgroups(const RunArgs& args, const Job& job, unsigned char* slots) {
   uint32_t q[kDim / 16][4];
-  const Job* job = steps.next_job(true);
-  if (job != nullptr) load_queries<T, kDim, 2>(args, *job, q);
-  while (job != nullptr) {
-    const bool has_rows = job->tile_rows > steps.warpgroup() * kWarpgroupRows;
-    const Job* const next =
-        has_rows ? run_steps<T, kDim>(args, *job, q, steps) : skip_steps<T, kDim>(args, *job, q, steps);
-    if (job->item.split >= 0) {
-      __syncthreads();
-      if (threadIdx.x == 0) arrive(args, *job);
-    }
-    job = next;
+  load_queries<T, kDim, 2>(args, job, q);
+  StepRing<T, kDim> ring(args, job, warpgroup_memory<kDim>(slots));
+  if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
+    run_steps<T, kDim>(args, job, q, ring);
+  } else {
+    only_copy(ring);
   }
-  __syncthreads();
-  if (threadIdx.x == 0) memory.destroy_barriers();
-  __syncthreads();
+  ring.close();
 }
 
 #endif
+
+// A CTA's item by the fastest way this GPU has.
+template <typename T, int kDim>
+__device__ __forceinline__ void run_prefill_item(const RunArgs& args, const Job& job, unsigned char* slots) {
+#if defined(PE_WGMMA)
+  if constexpr (kFitsWarpgroups<kDim>) return run_warpgroups<T, kDim>(args, job, slots);
+#endif
+  run_cta_item<T, kDim>(args, job, slots);
+}
 
 }  // namespace pe::cuda::attention

@@ -4,6 +4,7 @@
 #pragma once
 #include "cuda/attention/args.h"
 #include "cuda/attention/softmax.cuh"
+#include "cuda/attention/turns.cuh"
 
 namespace pe::cuda::attention {
 
@@ -59,7 +60,7 @@ __device__ __forceinline__ void go_on_from_shared(const RunArgs& args, int share
   const Group group = args.plan.groups[args.plan.shared_rows[shared_row].group];
   const int row = shared_row - group.first_row;
   for (int tile = row / kCtaRows; tile <= (row + num_rows - 1) / kCtaRows; ++tile) {
-    wait_for_pieces(&args.plan.arrivals[(group.split + tile) * args.num_kv_heads + kv_head], group.num_pieces);
+    wait_for_pieces(&arrivals(args)[(group.split + tile) * args.num_kv_heads + kv_head], group.num_pieces);
   }
 #pragma unroll
   for (int i = 0; i < kHalves; ++i) {

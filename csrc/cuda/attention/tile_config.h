@@ -90,7 +90,7 @@ constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 // end of a step run at the speed of its arithmetic.
 constexpr int kBoxPairs = 4, kBoxRingBytes = 48 << 10;
 template <int kDim>
-constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;  // whole blocks of the swizzle
+constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;
 template <int kDim>
 constexpr int kBoxGroups = kBoxRingBytes / (kTileTokens * kDim * 2);
 // An item takes at least two groups of the ring, and one is being computed on.
@@ -101,20 +101,11 @@ constexpr int kPairControlBytes = kLiveBoxJobs<kDim> * kJobBytes + 2 * kBoxGroup
 template <int kDim>
 constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>);
 
-// Two warpgroups whose ring the copy engine fills (prefill_wgmma.cuh; sm_90a): steps of a tile of K and one of V. The
-// next to be asked for has three steps to arrive in: an L2 under load takes longer than one. An item takes at least two
-// steps; two more than the ring holds are planned. Behind the ring: jobs, barriers, what is planned.
-constexpr int kSteps = 6, kLiveItems = (kSteps + 2) / 2 + 2;
-template <int kDim>
-constexpr int kWarpgroupBytes = kSteps * 2 * kTileTokens * kDim * 2 + (kLiveItems + 2 * kWarps) * kJobBytes +
-                                2 * kSteps * 8 + 32 + 32 * 32 + 8 * 40;
-
 template <int kDim>
 constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
   const int ring = ring_bytes<kDim>(num_slots), stages = by_cta ? kDecodeCtaBytes<kDim> : 0;
-  const int most = ring > stages ? ring : stages, pairs = by_boxes ? kPairBytes<kDim> : 0,
-            warpgroups = by_boxes ? kWarpgroupBytes<kDim> : 0, boxes = pairs > warpgroups ? pairs : warpgroups;
-  return (most > boxes ? most : boxes) + kControlBytes;
+  const int most = ring > stages ? ring : stages, pairs = by_boxes ? kPairBytes<kDim> : 0;
+  return (most > pairs ? most : pairs) + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------

@@ -13,11 +13,6 @@ enum class L2Fetch { kNone, kL2_128, kL2_256 };
 
 #if defined(PE_SIMT)
 
-// Of what lies in dynamic shared memory.
-inline uint32_t smem_address(const void* p) {
-  return static_cast<uint32_t>(static_cast<const char*>(p) - static_cast<const char*>(simt::dynamic_smem()));
-}
-
 template <L2Fetch = L2Fetch::kL2_128>
 inline void cp_async_16(void* smem, const void* global) {
   simt::cp_async(smem, global, 16, 16);

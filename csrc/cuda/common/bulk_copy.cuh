@@ -49,7 +49,6 @@ inline void bulk_barrier_init(uint64_t* barrier, int count) {
   const EmulatedBarrier b{static_cast<uint16_t>(count), static_cast<uint16_t>(count), 0, 0};
   std::memcpy(barrier, &b, sizeof b);
 }
-inline void bulk_barrier_destroy(uint64_t*) {}
 inline void bulk_barrier_fence() {}
 inline void bulk_fence_before_reuse() {}
 inline void bulk_arrive(uint64_t* barrier) { bulk_progress(barrier, 1, 0); }
@@ -75,15 +74,6 @@ inline void copy_box(void* to, const BoxMap* map, int token, int head, int block
   bulk_progress(barrier, 0, -box_bytes(map->head_dim));
 }
 
-// 64 of its columns alone. The map is the same here.
-inline void copy_columns(void* to, const BoxMap* map, int token, int block_of_columns, int head, int block,
-                         uint64_t* barrier) {
-  BoxMap columns = *map;
-  columns.base += block_of_columns * kBoxRowBytes;
-  columns.head_dim = kBoxColumns;
-  copy_box(to, &columns, token, head, block, barrier);
-}
-
 #else
 
 using BoxMap = CUtensorMap;  // a kernel takes it as a const __grid_constant__ parameter
@@ -101,12 +91,6 @@ __device__ __forceinline__ void prefetch_map(const BoxMap* map) {
 __device__ __forceinline__ void bulk_barrier_init(uint64_t* barrier, int count) {
 #if defined(PE_BULK_COPY)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(count) : "memory");
-#endif
-}
-// Before its memory serves something else.
-__device__ __forceinline__ void bulk_barrier_destroy(uint64_t* barrier) {
-#if defined(PE_BULK_COPY)
-  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
 #endif
 }
 // Makes this thread's initialised barriers visible to the copy engine.
@@ -146,22 +130,16 @@ __device__ __forceinline__ void bulk_wait(const uint64_t* barrier, uint32_t pari
       : "memory");
 #endif
 }
-// Tokens [token, token + 16) of one head of one physical block, from a block of 64 columns on: one of them, if the map
-// is of such boxes. A block that does not exist arrives as zeros.
-__device__ __forceinline__ void copy_columns(void* to, const BoxMap* map, int token, int block_of_columns, int head,
-                                             int block, uint64_t* barrier) {
-#if defined(PE_BULK_COPY)
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %7, %5, %6}], "
-      "[%2];" ::"r"(smem_address(to)),
-      "l"(map), "r"(smem_address(barrier)), "r"(0), "r"(token), "r"(head), "r"(block), "r"(block_of_columns)
-      : "memory");
-#endif
-}
-// All columns: boxes of as many blocks as head_dim has.
+// Tokens [token, token + 16) of one head of one physical block. A block that does not exist arrives as zeros.
 __device__ __forceinline__ void copy_box(void* to, const BoxMap* map, int token, int head, int block,
                                          uint64_t* barrier) {
-  copy_columns(to, map, token, 0, head, block, barrier);
+#if defined(PE_BULK_COPY)
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %5, %6}], "
+      "[%2];" ::"r"(smem_address(to)),
+      "l"(map), "r"(smem_address(barrier)), "r"(0), "r"(token), "r"(head), "r"(block)
+      : "memory");
+#endif
 }
 
 #endif

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's asynchronous machinery as the weight-streaming GEMM uses it: mbarriers, bulk tensor copies (TMA), clusters
-// and the warpgroup matrix multiply (PTX ISA, "mbarrier", "cp.async.bulk.tensor", "wgmma"). All of it needs sm_90,
-// wgmma sm_90a: callers guard their bodies with PE_SM90A, so nothing here is instantiated for another target or
-// emulated.
+// Hopper's asynchronous machinery as the weight-streaming GEMM uses it: mbarriers, bulk tensor copies (TMA) and the
+// warpgroup matrix multiply (PTX ISA, "mbarrier", "cp.async.bulk.tensor", "wgmma"). All of it needs sm_90, wgmma
+// sm_90a: callers guard their bodies with PE_SM90A, so nothing here is instantiated for another target or emulated.
 //
 // Shared memory is named by its 32-bit address: every instruction here takes that, and a ring is address arithmetic.
 #pragma once
@@ -21,7 +20,7 @@ using SmemAddress = uint32_t;
 __device__ __forceinline__ void barrier_init(SmemAddress barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
-// Makes initialised barriers visible to the copy engine and to the cluster (there with cluster_sync behind it).
+// Makes initialised barriers visible to the copy engine.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -29,14 +28,8 @@ __device__ __forceinline__ void barrier_init_fence() {
 __device__ __forceinline__ void barrier_expect(SmemAddress barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// One arrival at the barrier that lies at the same address in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive(SmemAddress barrier, int rank) {
-  asm volatile(
-      "{ .reg .b32 remote;\n\t"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+__device__ __forceinline__ void barrier_arrive(SmemAddress barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Returns once the phase of this parity has ended; the phase before the first one counts as ended with parity 1.
 __device__ __forceinline__ void barrier_wait(SmemAddress barrier, uint32_t parity) {
@@ -49,21 +42,7 @@ __device__ __forceinline__ void barrier_wait(SmemAddress barrier, uint32_t parit
       : "memory");
 }
 
-// ---- clusters
-// ---------------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ int cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return static_cast<int>(rank);
-}
-// All threads of all blocks of the cluster; each warp must arrive converged.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// ---- bulk tensor copies: a box of a 2-D tensor into shared memory, its bytes reported to a barrier
-// --------------------
+// ---- bulk tensor copies: boxes of a tensor [boxes, rows, 64], their bytes reported to a barrier ---------------------
 
 // What becomes of the lines in the L2: a stream is not to push out what others read again.
 constexpr uint64_t kEvictNormal = 0x1000000000000000ull, kEvictFirst = 0x12f0000000000000ull;
@@ -71,33 +50,23 @@ constexpr uint64_t kEvictNormal = 0x1000000000000000ull, kEvictFirst = 0x12f0000
 __device__ __forceinline__ void prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-// `col` counts along the contiguous dimension. What lies outside the tensor arrives as zeros and counts as bytes.
-__device__ __forceinline__ void copy_box(SmemAddress to, const void* map, int col, int row, SmemAddress barrier,
-                                         uint64_t l2_policy) {
+// As many boxes, of as many rows each, as the map says. What lies outside the tensor arrives as zeros and counts as
+// bytes.
+__device__ __forceinline__ void copy_boxes(SmemAddress to, const void* map, int row, int box, SmemAddress barrier,
+                                           uint64_t l2_policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(col), "r"(row), "l"(l2_policy)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(0), "r"(row), "r"(box), "l"(l2_policy)
       : "memory");
 }
-// Into the L2 alone; nothing tells when it is there.
-__device__ __forceinline__ void prefetch_box(const void* map, int col, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(col), "r"(row)
+// Into the L2 alone; nothing tells when they are there.
+__device__ __forceinline__ void prefetch_boxes(const void* map, int row, int box) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(0), "r"(row),
+               "r"(box)
                : "memory");
 }
-// The same box into every block of the cluster whose bit is set, at the same addresses there, reported to their
-// barrier.
-__device__ __forceinline__ void copy_box_to(uint16_t blocks, SmemAddress to, const void* map, int col, int row,
-                                            SmemAddress barrier, uint64_t l2_policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
-      " [%0], [%1, {%4, %5}], [%2], %3, %6;" ::"r"(to),
-      "l"(map), "r"(barrier), "h"(blocks), "r"(col), "r"(row), "l"(l2_policy)
-      : "memory");
-}
-
-// ---- wgmma m64nNk16: d[64, N] (+)= a[64, 16] b[N, 16]^T in fp32, by a warpgroup of four warps
-// --------------------------
+// ---- wgmma m64nNk16: d[64, N] (+)= a[64, 16] b[N, 16]^T in fp32, by a warpgroup of four warps -----------------------
 //
 // With w = the warp's place in its warpgroup, g = lane / 4, t = lane % 4, each thread holds
 //   d[4 j + 0, 4 j + 1] = D[16 w + g    ][8 j + 2 t, 8 j + 2 t + 1]
@@ -111,7 +80,6 @@ __device__ __forceinline__ uint64_t descriptor(SmemAddress tile) {
   return kSwizzle128 | kGroupBytes | kUnused | ((tile & 0x3ffff) >> 4);
 }
 constexpr uint64_t kStepK = 32 >> 4;
-constexpr uint64_t rows_further(int rows) { return static_cast<uint64_t>(rows) * 128 >> 4; }  // rows % 8 == 0
 
 __device__ __forceinline__ void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -145,11 +113,7 @@ __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_
 #define PE_NAMES_11 "%44, %45, %46, %47"
 #define PE_NAMES_12 "%48, %49, %50, %51"
 #define PE_NAMES_13 "%52, %53, %54, %55"
-#define PE_NAMES_14 "%56, %57, %58, %59"
-#define PE_NAMES_15 "%60, %61, %62, %63"
 #define PE_FOUR(i) "+f"(d[4 * i]), "+f"(d[4 * i + 1]), "+f"(d[4 * i + 2]), "+f"(d[4 * i + 3])
-#define PE_NAMES_N8 PE_NAMES_0
-#define PE_OPERANDS_N8 PE_FOUR(0)
 #define PE_NAMES_N16 PE_NAMES_0 ", " PE_NAMES_1
 #define PE_OPERANDS_N16 PE_FOUR(0), PE_FOUR(1)
 #define PE_NAMES_N24 PE_NAMES_0 ", " PE_NAMES_1 ", " PE_NAMES_2
@@ -169,13 +133,6 @@ __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_
 #define PE_OPERANDS_N112                                                                                      \
   PE_FOUR(0), PE_FOUR(1), PE_FOUR(2), PE_FOUR(3), PE_FOUR(4), PE_FOUR(5), PE_FOUR(6), PE_FOUR(7), PE_FOUR(8), \
       PE_FOUR(9), PE_FOUR(10), PE_FOUR(11), PE_FOUR(12), PE_FOUR(13)
-#define PE_NAMES_N128                                                                                           \
-  PE_NAMES_0 ", " PE_NAMES_1 ", " PE_NAMES_2 ", " PE_NAMES_3 ", " PE_NAMES_4 ", " PE_NAMES_5 ", " PE_NAMES_6    \
-             ", " PE_NAMES_7 ", " PE_NAMES_8 ", " PE_NAMES_9 ", " PE_NAMES_10 ", " PE_NAMES_11 ", " PE_NAMES_12 \
-             ", " PE_NAMES_13 ", " PE_NAMES_14 ", " PE_NAMES_15
-#define PE_OPERANDS_N128                                                                                      \
-  PE_FOUR(0), PE_FOUR(1), PE_FOUR(2), PE_FOUR(3), PE_FOUR(4), PE_FOUR(5), PE_FOUR(6), PE_FOUR(7), PE_FOUR(8), \
-      PE_FOUR(9), PE_FOUR(10), PE_FOUR(11), PE_FOUR(12), PE_FOUR(13), PE_FOUR(14), PE_FOUR(15)
 
 #define PE_WGMMA(T, TYPE, N, A, B, ACCUMULATE)                                                                 \
   template <>                                                                                                  \
@@ -190,14 +147,12 @@ __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_
 #define PE_WGMMA_BOTH(N, A, B, ACCUMULATE)    \
   PE_WGMMA(bf16, "bf16", N, A, B, ACCUMULATE) \
   PE_WGMMA(f16, "f16", N, A, B, ACCUMULATE)
-PE_WGMMA_BOTH(8, "%4", "%5", "%6")
 PE_WGMMA_BOTH(16, "%8", "%9", "%10")
 PE_WGMMA_BOTH(24, "%12", "%13", "%14")
 PE_WGMMA_BOTH(32, "%16", "%17", "%18")
 PE_WGMMA_BOTH(48, "%24", "%25", "%26")
 PE_WGMMA_BOTH(64, "%32", "%33", "%34")
 PE_WGMMA_BOTH(112, "%56", "%57", "%58")
-PE_WGMMA_BOTH(128, "%64", "%65", "%66")
 
 #undef PE_NAMES_0
 #undef PE_NAMES_1
@@ -213,11 +168,7 @@ PE_WGMMA_BOTH(128, "%64", "%65", "%66")
 #undef PE_NAMES_11
 #undef PE_NAMES_12
 #undef PE_NAMES_13
-#undef PE_NAMES_14
-#undef PE_NAMES_15
 #undef PE_FOUR
-#undef PE_NAMES_N8
-#undef PE_OPERANDS_N8
 #undef PE_NAMES_N16
 #undef PE_OPERANDS_N16
 #undef PE_NAMES_N24
@@ -230,8 +181,6 @@ PE_WGMMA_BOTH(128, "%64", "%65", "%66")
 #undef PE_OPERANDS_N64
 #undef PE_NAMES_N112
 #undef PE_OPERANDS_N112
-#undef PE_NAMES_N128
-#undef PE_OPERANDS_N128
 #undef PE_WGMMA
 #undef PE_WGMMA_BOTH
 

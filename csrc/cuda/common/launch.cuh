@@ -43,7 +43,6 @@ struct LaunchConfig {
   Stream stream = nullptr;
   const char* op = "";   // named in errors
   bool overlap = false;  // see above
-  unsigned cluster = 1;  // sm_90: blocks of consecutive x that run together; divides grid.x
 };
 
 #if defined(PE_SIMT)
@@ -93,6 +92,19 @@ inline void allow_smem(const char* op, const void* kernel, size_t bytes) {
   allowed.insert({kernel, device});
 }
 
+// An SM divides its memory between L1 and shared memory, and runs dry before it divides it anew: a kernel that wants
+// hardly any could not run beside the next one that wants all. So every kernel of ours asks for the same division.
+inline void prefer_smem(const char* op, const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int> > asked;
+  int device = 0;
+  check_cuda(op, cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!asked.insert({kernel, device}).second) return;
+  check_cuda(
+      op, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+}
+
 // Whether the current device can start a kernel early; asked once per device.
 inline bool can_overlap(const char* op) {
   constexpr int kMaxDevices = 64;
@@ -111,26 +123,18 @@ inline bool can_overlap(const char* op) {
 template <typename... Params, typename... Args>
 void launch(const LaunchConfig& config, void (*kernel)(Params...), Args&&... args) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return;
+  prefer_smem(config.op, reinterpret_cast<const void*>(kernel));
   allow_smem(config.op, reinterpret_cast<const void*>(kernel), config.smem_bytes);
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned num_attributes = 0;
-  if (config.overlap && tuning.overlap != 0 && can_overlap(config.op)) {
-    attributes[num_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[num_attributes++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (config.cluster > 1) {
-    attributes[num_attributes].id = cudaLaunchAttributeClusterDimension;
-    attributes[num_attributes].val.clusterDim.x = config.cluster;
-    attributes[num_attributes].val.clusterDim.y = attributes[num_attributes].val.clusterDim.z = 1;
-    ++num_attributes;
-  }
+  cudaLaunchAttribute overlaps{};
+  overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlaps.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t cuda{};
   cuda.gridDim = config.grid;
   cuda.blockDim = config.block;
   cuda.dynamicSmemBytes = config.smem_bytes;
   cuda.stream = config.stream;
-  cuda.attrs = attributes;
-  cuda.numAttrs = num_attributes;
+  cuda.attrs = &overlaps;
+  cuda.numAttrs = config.overlap && tuning.overlap != 0 && can_overlap(config.op) ? 1 : 0;
   check_cuda(config.op, cudaLaunchKernelEx(&cuda, kernel, static_cast<Params>(std::forward<Args>(args))...));
 }
 

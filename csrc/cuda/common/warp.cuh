@@ -46,14 +46,6 @@ __device__ __forceinline__ T warp_min(T x) {
   return warp_reduce<kWidth>(x, Min{});
 }
 
-// The same number. What is computed from it is computed anew each time, which costs no register over a loop.
-__device__ __forceinline__ int not_hoisted(int x) {
-#if !defined(PE_SIMT)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
-
 // The warp takes the next number of a counter.
 __device__ __forceinline__ int take_ticket(uint32_t* counter) {
   uint32_t ticket = 0;

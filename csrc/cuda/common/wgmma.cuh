@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Warpgroup-wide matrix multiply m64nNk16 with fp32 accumulators (PTX ISA, "wgmma.mma_async"; sm_90a alone). PE_WGMMA
-// is defined where all this exists: in device code for sm_90a, and in the emulator. Everywhere else (sm_80, compute_90
-// PTX) kernels take mma.cuh, which gives the same bits when k ascends in steps of 16.
+// Warpgroup-wide matrix multiply m64nNk16 with fp32 accumulators (PTX ISA, "wgmma.mma_async"; sm_90a alone), and the
+// barriers in shared memory that go with it. PE_WGMMA is defined where all this exists: in device code for sm_90a.
+// Everywhere else (sm_80, compute_90 PTX, the emulator) kernels take mma.cuh, which gives the same bits when k ascends
+// in steps of 16.
 //
 // A warpgroup is 4 warps from a multiple of 4 on; all of its lanes call. Warp i holds rows 16 i .. 16 i + 15 of the 64,
 // and inside these 16 rows A fragments and accumulators lie in the lanes exactly as mma.cuh says for m16n8k16.
@@ -25,7 +26,6 @@
 #include <type_traits>
 
 #include "cuda/common/async_copy.cuh"
-#include "cuda/common/mma.cuh"
 #include "cuda/common/vec.cuh"
 
 namespace pe::cuda {
@@ -33,7 +33,7 @@ namespace pe::cuda {
 constexpr int kWarpgroupWarps = 4;
 constexpr int kSwizzleRowBytes = 128, kSwizzleAtomBytes = 8 * kSwizzleRowBytes, kSwizzleColumns = 64;
 
-#if defined(PE_SIMT) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if !defined(PE_SIMT) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define PE_WGMMA
 
 // The low half of a descriptor; the high half (stride, swizzle) is always the same and joins it at the multiply, so
@@ -46,53 +46,6 @@ __device__ __forceinline__ uint32_t matrix_descriptor(const void* tile, int bloc
 __device__ __forceinline__ uint32_t advance(uint32_t descriptor, int bytes) {
   return descriptor + static_cast<uint32_t>(bytes >> 4);
 }
-
-#if defined(PE_SIMT)
-
-// A multiply is done when it is issued, by each warp for its own 16 rows.
-inline void wgmma_fence() {}
-inline void wgmma_commit() {}
-template <int kPending>
-inline void wgmma_wait() {}
-template <typename R, int kTiles>
-inline void hold(R (&)[kTiles][4]) {}
-inline void compute_before_wait(float) {}
-inline void fence_for_wgmma() {}
-
-// The element at `bytes` behind what the descriptor gives, where the swizzle has put it.
-inline uint16_t swizzled_element(uint32_t descriptor, int bytes) {
-  const uint32_t at = ((descriptor & 0x3fff) << 4) + static_cast<uint32_t>(bytes);
-  uint16_t element;
-  std::memcpy(&element, static_cast<unsigned char*>(simt::dynamic_smem()) + (at ^ (at >> 7 & 7) << 4), sizeof element);
-  return element;
-}
-// place(k, n): where B[k][n] lies behind the descriptor, in bytes.
-template <typename T, int kTiles, typename Place>
-void multiply_swizzled(float (&c)[kTiles][4], const uint32_t (&a)[4], uint32_t b, bool add, Place place) {
-  const int g = lane_id() / 4, t = lane_id() % 4;
-  for (int j = 0; j < kTiles; ++j) {
-    const auto pair = [&](int k) {
-      const uint32_t low = swizzled_element(b, place(k, 8 * j + g)),
-                     high = swizzled_element(b, place(k + 1, 8 * j + g));
-      return low | high << 16;
-    };
-    for (float& x : c[j]) x = add ? x : 0;
-    mma_m16n8k16<T>(c[j], a, pair(2 * t), pair(2 * t + 8));
-  }
-}
-template <typename T>
-void wgmma_k_major(float (&c)[8][4], const uint32_t (&a)[4], uint32_t b, bool add) {
-  multiply_swizzled<T>(c, a, b, add, [](int k, int n) { return n * kSwizzleRowBytes + k * 2; });
-}
-template <typename T, int kTiles>
-void wgmma_mn_major(float (&c)[kTiles][4], const uint32_t (&a)[4], uint32_t b, bool add) {
-  const int block_bytes = static_cast<int>(b >> 16 << 4);
-  multiply_swizzled<T>(c, a, b & 0xffff, add, [=](int k, int n) {
-    return n / kSwizzleColumns * block_bytes + k * kSwizzleRowBytes + n % kSwizzleColumns * 2;
-  });
-}
-
-#else
 
 // Before a warpgroup's first multiply that uses registers written since the last one.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -183,7 +136,26 @@ __device__ __forceinline__ void wgmma_mn_major(float (&c)[16][4], const uint32_t
   }
 }
 
-#endif
+// A barrier in shared memory, 8 bytes: its phases 0, 1, 2 .. end when `count` threads have arrived. Unlike
+// __syncthreads, who arrives need not wait, and who waits for phase n (before phase n + 1 can end) need not arrive.
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_destroy(uint64_t* barrier) {  // before the memory serves something else
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, int phase) {
+  asm volatile(
+      "{ .reg .pred done;\n"
+      "wait: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra wait; }" ::"r"(smem_address(barrier)),
+      "r"(phase & 1)
+      : "memory");
+}
+
 #endif
 
 }  // namespace pe::cuda

@@ -2,11 +2,16 @@
 // y[m, n] = x[m, k] W[n, k]^T + b for few rows: W crosses from memory once, at the speed of memory.
 // x, W, b of T in {bf16, f16}; y of T or f32; m <= 64 kGroups; n % 8 == 0; k % 64 == 0; rows of x, W, y 16-byte
 // aligned. Each y is one fp32 sum over ascending k in steps of 16, then + b, then one rounding: the bits do not depend
-// on m, on the tile or on the place of a row. grid: blocks that take the tiles of kTile features in turn, in clusters
-// of 1, 2 or 4 · block kGroups warpgroups of 64 rows + 1 producer warp · smem: a ring of stages of 64 k, W [kTile, 64]
-// and x [rows, 64] · wgmma m64nNk16, A = x, B = W traffic: W once from memory; x once per cluster and tile from L2; y
-// once. 2 m flop per 2 bytes: HBM-bound below m of about 250 floor: llama31-8b gate_up 28672 x 4096: 235 MB = 78.3 us
-// at 3.0 TB/s; qkv 16.8, o 11.2, down 39.2, head 350
+// on m, on the tile or on the place of a row.
+// grid: blocks that take the tiles of kTile features in turn · block: kGroups warpgroups of 64 rows + 1 producer warp
+// smem: a ring of stages of `depth` boxes of 64 k, W [depth, kTile, 64] and x [depth, rows, 64]
+// wgmma m64nNk16, A = x, B = W
+// traffic: W once from memory; x once per tile from L2; y once. 2 m flop per 2 bytes: HBM-bound below m of about 250
+// floor: llama31-8b gate_up 28672 x 4096: 235 MB = 78.3 us at 3.0 TB/s; qkv 16.8, o 11.2, down 39.2, head 350
+//
+// A stage is one request for W and one for x: the copy engine is told that they are tensors [k / 64, rows, 64], of
+// which a request takes several boxes. A stage takes 180 ns whatever it holds (two barriers, two requests, one wait for
+// products), in which an SM's share of the memory's rate is 4 KiB: narrow tiles are fast only in deep stages.
 //
 // Rows of x are padded only to 8 in the ring, whereas the tensor cores read 64 per warpgroup: what they read beyond is
 // the next stage's or never written, and goes into rows of the result that nobody stores.
@@ -24,10 +29,10 @@ struct Args {
   void* out;
   const void* bias;
   int64_t out_stride;
-  int m, n, num_k;         // num_k stages per tile
+  int m, n, num_boxes;     // boxes of 64 k per tile
+  int depth;               // boxes per stage
   int num_stages, x_rows;  // of the ring
   int num_prefetched;      // stages behind the ring that are asked into the L2 before the predecessor has ended
-  int cluster;
   bool f32_out;
 };
 
@@ -56,14 +61,17 @@ using gmma::SmemAddress;
 // [full barriers][empty barriers] | 1024-byte aligned: [W stages][x stages][pad]
 struct Ring {
   SmemAddress barriers, weights, x;
+  int weight_box, x_box;                  // bytes of one box
   int weight_bytes, x_bytes, num_stages;  // bytes of one stage
 
   __device__ Ring(unsigned char* smem, const Args& args, int tile)
       : barriers(static_cast<SmemAddress>(__cvta_generic_to_shared(smem))),
         weights((barriers + kBarrierBytes + kAlignBytes - 1) & ~static_cast<SmemAddress>(kAlignBytes - 1)),
-        x(weights + args.num_stages * tile * kStageRowBytes),
-        weight_bytes(tile * kStageRowBytes),
-        x_bytes(args.x_rows * kStageRowBytes),
+        x(weights + args.num_stages * args.depth * tile * kBoxRowBytes),
+        weight_box(tile * kBoxRowBytes),
+        x_box(args.x_rows * kBoxRowBytes),
+        weight_bytes(args.depth * weight_box),
+        x_bytes(args.depth * x_box),
         num_stages(args.num_stages) {}
 
   __device__ SmemAddress full(int slot) const { return barriers + 8 * slot; }
@@ -84,13 +92,12 @@ struct Position {
 
 // ---- the producer: one thread ---------------------------------------------------------------------------------------
 
-// The stages of this block in order: all k of a tile, then the next tile. Blocks of a cluster take the same number of
-// tiles, the last of them perhaps beyond n, where nothing is read or written.
+// The stages of this block in order: all k of a tile, then the next tile.
 struct Walk {
-  int feature, k = 0;
+  int feature, box = 0;
   __device__ void advance(const Args& args, int tile) {
-    if (++k < args.num_k) return;
-    k = 0;
+    if ((box += args.depth) < args.num_boxes) return;
+    box = 0;
     feature += static_cast<int>(gridDim.x) * tile;
   }
 };
@@ -103,29 +110,19 @@ struct Producer {
 
   __device__ void load_weights(const Position& at, const Walk& walk) const {
     gmma::barrier_expect(ring.full(at.slot), ring.weight_bytes + ring.x_bytes);
-    gmma::copy_box(ring.weight_slot(at.slot), weight_map, walk.k * kStageK, walk.feature, ring.full(at.slot),
-                   gmma::kEvictFirst);
+    gmma::copy_boxes(ring.weight_slot(at.slot), weight_map, walk.feature, walk.box, ring.full(at.slot),
+                     gmma::kEvictFirst);
   }
-  __device__ void prefetch_weights(const Walk& walk) const {
-    gmma::prefetch_box(weight_map, walk.k * kStageK, walk.feature);
-  }
-  // This block's share of the rows, for itself or for the whole cluster.
-  __device__ void load_x(const Position& at, const Walk& walk, int rank) const {
-    const int rows = args.x_rows / args.cluster, row = rank * rows;
-    const SmemAddress to = ring.x_slot(at.slot) + row * kStageRowBytes;
-    if (args.cluster == 1) {
-      gmma::copy_box(to, x_map, walk.k * kStageK, row, ring.full(at.slot), gmma::kEvictNormal);
-    } else {
-      gmma::copy_box_to(static_cast<uint16_t>((1 << args.cluster) - 1), to, x_map, walk.k * kStageK, row,
-                        ring.full(at.slot), gmma::kEvictNormal);
-    }
+  __device__ void prefetch_weights(const Walk& walk) const { gmma::prefetch_boxes(weight_map, walk.feature, walk.box); }
+  __device__ void load_x(const Position& at, const Walk& walk) const {
+    gmma::copy_boxes(ring.x_slot(at.slot), x_map, 0, walk.box, ring.full(at.slot), gmma::kEvictNormal);
   }
 };
 
-__device__ inline void init_barriers(const Ring& ring, int num_groups, int cluster) {
+__device__ inline void init_barriers(const Ring& ring, int num_groups) {
   for (int slot = 0; slot < ring.num_stages; ++slot) {
     gmma::barrier_init(ring.full(slot), 1);
-    gmma::barrier_init(ring.empty(slot), num_groups * cluster);
+    gmma::barrier_init(ring.empty(slot), num_groups);
   }
   gmma::barrier_init_fence();
 }
@@ -140,18 +137,16 @@ __device__ inline void produce(const Producer& p, int num_groups, int num_steps,
   if (leads) {
     gmma::prefetch_map(p.weight_map);
     gmma::prefetch_map(p.x_map);
-    init_barriers(p.ring, num_groups, p.args.cluster);
+    init_barriers(p.ring, num_groups);
     for (int i = 0; i < ahead; ++i, weights.advance(p.args, p.tile), weights_at.advance(p.ring))
       p.load_weights(weights_at, weights);
   }
-  __syncwarp();
-  gmma::cluster_sync();  // no block writes into another before its barriers are there
+  __syncthreads();  // with the consumers, who find the barriers there
   if (!leads) return;
   release_successor();
   const int prefetched = min(num_steps, ahead + p.args.num_prefetched);
   for (int i = ahead; i < prefetched; ++i, weights.advance(p.args, p.tile)) p.prefetch_weights(weights);
   wait_for_predecessor();
-  const int rank = gmma::cluster_rank();
   Position at;
   Walk walk{first_feature};
   for (int i = 0; i < num_steps; ++i, walk.advance(p.args, p.tile), at.advance(p.ring)) {
@@ -159,63 +154,58 @@ __device__ inline void produce(const Producer& p, int num_groups, int num_steps,
       gmma::barrier_wait(p.ring.empty(at.slot), at.parity ^ 1);
       p.load_weights(at, walk);
     }
-    p.load_x(at, walk, rank);
+    p.load_x(at, walk);
   }
 }
 
-// ---- the consumers: warpgroups
-// ----------------------------------------------------------------------------------------
-
-template <int kTile>
-constexpr int kInstructions = kTile > 128 ? 2 : 1;
-template <int kTile>
-constexpr int kInstructionN = kTile / kInstructions<kTile>;
+// ---- the consumers: warpgroups --------------------------------------------------------------------------------------
 
 // The sums of one thread: rows 16 w + g and 8 below it of its warpgroup (gmma_gemm.cuh).
 template <int kTile>
-struct Sums {
-  float d[kInstructions<kTile>][kInstructionN<kTile> / 2];
-};
+using Sums = float[kTile / 2];
 
-// Tells block w of the cluster, w = this warp's place in its warpgroup, that the warpgroup has read the slot.
-__device__ __forceinline__ void release(const Ring& ring, int slot, int cluster) {
-  const int place = warp_id() % 4;
-  if (lane_id() == 0 && place < cluster) gmma::barrier_arrive(ring.empty(slot), place);
+// One warp tells the producer that its warpgroup has read the slot.
+__device__ __forceinline__ void release(const Ring& ring, int slot) {
+  if (threadIdx.x % kGroupThreads == 0) gmma::barrier_arrive(ring.empty(slot));
 }
 
 template <typename T, int kTile>
-__device__ __forceinline__ void multiply_stage(Sums<kTile>& sums, SmemAddress x, SmemAddress weights, bool first) {
-  constexpr int kN = kInstructionN<kTile>;
+__device__ __forceinline__ void multiply_box(Sums<kTile>& sums, SmemAddress x, SmemAddress weights, bool first) {
   const uint64_t a = gmma::descriptor(x), b = gmma::descriptor(weights);
 #pragma unroll
-  for (int step = 0; step < kStageK / 16; ++step) {
-#pragma unroll
-    for (int i = 0; i < kInstructions<kTile>; ++i) {
-      gmma::multiply<T, kN>(sums.d[i], a + step * gmma::kStepK, b + gmma::rows_further(i * kN) + step * gmma::kStepK,
-                            step > 0 || !first);
-    }
-  }
+  for (int step = 0; step < kBoxK / 16; ++step)
+    gmma::multiply<T, kTile>(sums, a + step * gmma::kStepK, b + step * gmma::kStepK, step > 0 || !first);
 }
 
-// One tile: the products of a stage are waited for only when the next one's are under way.
-template <typename T, int kTile>
+// Which warpgroup this is, in a register that the compiler knows to be the same for all lanes: descriptors must be.
+template <int kGroups>
+__device__ __forceinline__ int group_of_warp() {
+  if constexpr (kGroups == 1) return 0;
+  return __shfl_sync(kFullMask, warp_id() / 4, 0);
+}
+
+// One tile: the products of a box are waited for only when the next one's are under way. (One loop over boxes, not one
+// over stages around it: with registers of a multiply in flight the compiler is careful at every edge of a loop.)
+template <typename T, int kTile, int kGroups>
 __device__ __forceinline__ void multiply_tile(Sums<kTile>& sums, const Ring& ring, Position& at, const Args& args) {
-  const int group_offset = warp_id() / 4 * kGroupRows * kStageRowBytes;
-  int last = 0;
-  for (int k = 0; k < args.num_k; ++k) {
-    gmma::barrier_wait(ring.full(at.slot), at.parity);
+  const int group_offset = group_of_warp<kGroups>() * kGroupRows * kBoxRowBytes;
+  int last = 0, in_stage = 0;
+  for (int box = 0; box < args.num_boxes; ++box) {
+    if (in_stage == 0) gmma::barrier_wait(ring.full(at.slot), at.parity);
     gmma::fence();
-    multiply_stage<T, kTile>(sums, ring.x_slot(at.slot) + group_offset, ring.weight_slot(at.slot), k == 0);
+    multiply_box<T, kTile>(sums, ring.x_slot(at.slot) + in_stage * ring.x_box + group_offset,
+                           ring.weight_slot(at.slot) + in_stage * ring.weight_box, box == 0);
     gmma::commit();
     gmma::wait<1>();
-    if (k > 0) release(ring, last, args.cluster);
+    if (in_stage == 0 && box > 0) release(ring, last);
+    if (++in_stage < args.depth && box + 1 < args.num_boxes) continue;
+    in_stage = 0;
     last = at.slot;
     at.advance(ring);
   }
   gmma::wait<0>();
-  release(ring, last, args.cluster);
-#pragma unroll
-  for (int i = 0; i < kInstructions<kTile>; ++i) gmma::pin(sums.d[i]);
+  release(ring, last);
+  gmma::pin(sums);
 }
 
 __device__ __forceinline__ void store_pair(float* to, float x, float y) {
@@ -229,12 +219,11 @@ __device__ __forceinline__ void store_pair(T* to, float x, float y) {
 // n % 8 == 0, so eight columns are inside together or outside together.
 template <typename T, typename Out, int kTile>
 __device__ __forceinline__ void store_tile(const Sums<kTile>& sums, const Args& args, int feature) {
-  constexpr int kN = kInstructionN<kTile>;
   const int row = warp_id() * 16 + lane_id() / 4, below = row + 8;  // four warps of 16 rows are a warpgroup's 64
   Out* const out = static_cast<Out*>(args.out);
 #pragma unroll
   for (int i = 0; i < kTile / 8; ++i) {
-    const float* const d = &sums.d[i * 8 / kN][i * 8 % kN / 2];
+    const float* const d = &sums[4 * i];
     const int col = feature + 8 * i + 2 * (lane_id() % 4);
     if (col >= args.n) break;
     float2 bias = make_float2(0, 0);
@@ -247,13 +236,13 @@ __device__ __forceinline__ void store_tile(const Sums<kTile>& sums, const Args& 
   }
 }
 
-template <typename T, int kTile>
+template <typename T, int kTile, int kGroups>
 __device__ __forceinline__ void consume(const Args& args, const Ring& ring, int num_tiles, int feature) {
-  gmma::cluster_sync();
+  __syncthreads();
   Position at;
   Sums<kTile> sums;
   for (int i = 0; i < num_tiles; ++i, feature += static_cast<int>(gridDim.x) * kTile) {
-    multiply_tile<T, kTile>(sums, ring, at, args);
+    multiply_tile<T, kTile, kGroups>(sums, ring, at, args);
     if (args.f32_out) {
       store_tile<T, float, kTile>(sums, args, feature);
     } else {
@@ -271,16 +260,14 @@ __global__ void __launch_bounds__(PE_STREAM_THREADS(kGroups))
 #if defined(PE_SM90A)
   PE_DYNAMIC_SMEM(unsigned char, smem);
   const Ring ring(smem, args, kTile);
-  // Rounds of the cluster's first block, so that all its blocks take as many.
-  const int block = static_cast<int>(blockIdx.x), first = block - block % args.cluster;
-  const int tiles = div_ceil(args.n, kTile), rounds = div_ceil(tiles - first, static_cast<int>(gridDim.x));
+  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  const int rounds = div_ceil(div_ceil(args.n, kTile) - block, blocks);
   if (warp_id() == 4 * kGroups) {
-    produce({&weight_map, &x_map, args, ring, kTile}, kGroups, rounds * args.num_k, block * kTile);
+    produce({&weight_map, &x_map, args, ring, kTile}, kGroups, rounds * div_ceil(args.num_boxes, args.depth),
+            block * kTile);
   } else {
-    consume<T, kTile>(args, ring, rounds, block * kTile);
+    consume<T, kTile, kGroups>(args, ring, rounds, block * kTile);
   }
-  __syncwarp();
-  gmma::cluster_sync();  // a block that has left has no barriers to arrive at
 #endif
 }
 
@@ -288,8 +275,7 @@ template <typename T, int kTile>
 Kernel kernel_of_tile(int groups) {
   if (groups == 1) return stream_gemm_kernel<T, kTile, 1>;
   if (groups == 2) return stream_gemm_kernel<T, kTile, 2>;
-  if constexpr (has_kernel(kTile, kMaxGroups)) return stream_gemm_kernel<T, kTile, kMaxGroups>;
-  return nullptr;
+  return groups == kMaxGroups ? stream_gemm_kernel<T, kTile, kMaxGroups> : nullptr;
 }
 
 template <typename T, int... kIndex>

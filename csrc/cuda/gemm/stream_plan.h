@@ -10,35 +10,38 @@
 
 namespace pe::cuda::stream {
 
-// One stage of the ring is 64 columns of k: rows of 128 bytes, the widest swizzle of the copy engine.
-constexpr int kStageK = 64, kStageRowBytes = 128;
+// A box is 64 columns of k: rows of 128 bytes, the widest swizzle of the copy engine. A stage of the ring is one or
+// several.
+constexpr int kBoxK = 64, kBoxRowBytes = 128;
 constexpr int kGroupRows = 64;  // rows of x per warpgroup, the m of wgmma
 constexpr int kMaxGroups = 4;
 constexpr int64_t kMaxRows = kGroupRows * kMaxGroups;
 
-// Features of a tile. 128 tiles (a number that clusters of 4 can place on 132 SMs) of 32 are the 4096 of llama's o and
-// down, of 48 its qkv, of 224 its gate_up; the small ones spread SmolLM2's few hundred features over many SMs. A tile
-// of 224 is two instructions of 112.
-constexpr int kTiles[] = {8, 16, 24, 32, 48, 64, 112, 128, 224};
-// A thread keeps tile / 2 sums. Four warpgroups and the producer leave it 120 registers.
-constexpr bool has_kernel(int tile, int groups) { return tile <= (groups == kMaxGroups ? 128 : 224); }
+// Features of a tile, one instruction wide. 128 tiles of 32 are the 4096 of llama's o and down, of 48 its qkv, two
+// rounds of 112 its gate_up; 16 spreads SmolLM2's few hundred features over many SMs. For every layer, tiles of 8 were
+// slower than of 16, of 128 and 224 (two instructions) no faster than of 112. A thread keeps tile / 2 sums; four
+// warpgroups and the producer leave it 120 registers.
+constexpr int kTiles[] = {16, 24, 32, 48, 64, 112};
 
-// Blocks of a cluster fetch x once together. At 132 x 8 KiB per stage of 64 rows x alone would take the L2's bandwidth.
-constexpr int kClusters[] = {1, 2, 4};
+// Boxes per stage: as many as leave the ring this many stages, so that most of it is on its way while one is
+// multiplied.
+constexpr int kDepths[] = {8, 4, 2, 1};
+constexpr int kWantedStages = 5;
 
 constexpr int kMaxStages = 64;  // barriers of the ring fill 1 KiB
 constexpr int kBarrierBytes = 1024, kAlignBytes = 1024;
 constexpr int kFullRing = 225 << 10;  // of the 227 KiB a block may have
-// Two blocks on an SM: the next product's weights are on their way while this one ends.
+// Leaves room on the SM for a predecessor, or for the next product's block with a ring of its own.
 constexpr int kHalfRing = 111 << 10;
-// In flight per SM: 3 TB/s times 1 us over 132 SMs are 23 KiB; the rest hides the bumps.
-constexpr int kEnoughWeightBytes = 40 << 10;
+// Below these bytes of weights (llama's o) a product lasts hardly longer than its ring takes to fill: what counts is
+// that the ring fills early. Above, a deep ring keeps the memory busy. 128 rows of x leave half a ring too few weights.
+constexpr int64_t kShortBytes = 40 << 20, kShortRows = 64;
 
 // A weight that the L2 (50 MB) holds beside what else is in use may wait there for a long predecessor to end.
 constexpr int64_t kPrefetchedBytes = 40 << 20;
 
 struct Plan {
-  int tile = 0, cluster = 1;
+  int tile = 0, depth = 1;     // depth: boxes per stage
   int ring_bytes = kFullRing;  // at most; stages = what fits
 };
 
@@ -51,60 +54,61 @@ struct Shape {
 constexpr int64_t kClassEnds[] = {8, 16, 32, 64, 128, 192, 256};
 
 constexpr int groups_of(int64_t m) { return m <= 64 ? 1 : m <= 128 ? 2 : 4; }
-// Rows of x in a stage: whole swizzle groups of 8, the same number from each block of the cluster.
-constexpr int padded_rows(int64_t m, int cluster) { return static_cast<int>(round_up<int64_t>(m, 8 * cluster)); }
+// Rows of x in a box: whole swizzle groups of 8.
+constexpr int padded_rows(int64_t m) { return static_cast<int>(round_up<int64_t>(m, 8)); }
 constexpr int stage_bytes(int64_t m, const Plan& plan) {
-  return (plan.tile + padded_rows(m, plan.cluster)) * kStageRowBytes;
+  return plan.depth * (plan.tile + padded_rows(m)) * kBoxRowBytes;
 }
-// The multiplication reads all 64 rows of each warpgroup, of which the last stage in the ring has fewer behind it.
-constexpr int ring_pad_bytes(int64_t m, const Plan& plan) {
-  return (groups_of(m) * kGroupRows - padded_rows(m, plan.cluster)) * kStageRowBytes;
+// The multiplication reads all 64 rows of each warpgroup, of which the last box in the ring has fewer behind it.
+constexpr int ring_pad_bytes(int64_t m) { return (groups_of(m) * kGroupRows - padded_rows(m)) * kBoxRowBytes; }
+constexpr int64_t fitting_stages(int64_t m, const Plan& plan) {
+  return (plan.ring_bytes - kBarrierBytes - kAlignBytes - ring_pad_bytes(m)) / stage_bytes(m, plan);
 }
 constexpr int stages_of(const Shape& s, const Plan& plan) {
-  const int64_t fit =
-      (plan.ring_bytes - kBarrierBytes - kAlignBytes - ring_pad_bytes(s.m, plan)) / stage_bytes(s.m, plan);
-  return static_cast<int>(std::min<int64_t>({fit, kMaxStages, std::max<int64_t>(2, s.k / kStageK)}));
+  const int64_t used = div_ceil<int64_t>(s.k / kBoxK, plan.depth);
+  return static_cast<int>(std::min<int64_t>({fitting_stages(s.m, plan), kMaxStages, std::max<int64_t>(2, used)}));
 }
 constexpr int smem_bytes(const Shape& s, const Plan& plan) {
-  return kBarrierBytes + kAlignBytes + stages_of(s, plan) * stage_bytes(s.m, plan) + ring_pad_bytes(s.m, plan);
+  return kBarrierBytes + kAlignBytes + stages_of(s, plan) * stage_bytes(s.m, plan) + ring_pad_bytes(s.m);
 }
 
-// Bytes per ns of an H100: memory and L2 as measured with all SMs reading; shared memory and what enters one SM by its
-// clock of 1.7 GHz, 128 and 64 bytes wide; what one SM draws from memory at most, an assumption that asks 96 of them to
-// reach the whole rate. The rest is what a launch, a tile's first and last moments and a stage's
-// barriers cost, roughly.
-constexpr double kMemoryRate = 3000, kL2Rate = 5500, kSmemRate = 128 * 1.7, kSmRate = 64 * 1.7,
-                 kSmMemoryRate = kMemoryRate / 96;
-constexpr double kStageNs = 60, kTileNs = 300, kClusterNs = 300, kLaunchNs = 2000;
+constexpr Plan plan_of(const Shape& s, int tile) {
+  Plan plan{tile, 1, s.m <= kShortRows && s.n * s.k * 2 <= kShortBytes ? kHalfRing : kFullRing};
+  for (const int depth : kDepths) {
+    const Plan deeper{tile, depth, plan.ring_bytes};
+    if (depth * kBoxK <= s.k && fitting_stages(s.m, deeper) >= kWantedStages) return deeper;
+  }
+  return plan;
+}
 
-// Time of a stage in ns while `blocks` run at once: the slowest of four things. Weights from memory; weights and x
-// through the L2; what enters one SM; and shared memory, which takes both in, gives x to the tensor cores once and the
-// weights once per warpgroup.
-constexpr double stage_ns(const Shape& s, const Plan& plan, int64_t blocks) {
-  const double w = plan.tile * kStageRowBytes, x = padded_rows(s.m, plan.cluster) * kStageRowBytes;
-  const double all = static_cast<double>(blocks);
-  const double smem = (w + x + groups_of(s.m) * (w + kGroupRows * kStageRowBytes)) / kSmemRate;
-  const double memory = std::max(all * w / kMemoryRate, w / kSmMemoryRate);
-  return std::max({memory, all * (w + x / plan.cluster) / kL2Rate, (w + x) / kSmRate, smem, kStageNs});
+// Bytes per ns of an H100: memory as measured with all SMs reading; what one SM draws from it at most, 72 of them
+// reaching the whole rate; what enters one SM and its shared memory by their clock of 1.7 GHz, 64 and 128 bytes wide.
+// The L2 takes no part: it gives the blocks, which all read the same lines of x, 12 TB/s and more.
+constexpr double kMemoryRate = 3000, kSmMemoryRate = kMemoryRate / 72, kSmRate = 64 * 1.7, kSmemRate = 128 * 1.7;
+// As measured on 32 SMs whose weights the L2 holds: a box, whose four products follow each other; and a stage, when it
+// is a single box. A tile's first and last moments and a launch, roughly.
+constexpr double kBoxNs = 92, kStageNs = 185, kTileNs = 300, kLaunchNs = 2000;
+
+// Time of a box in ns while `blocks` run at once: the slowest of four things. Weights from memory; what enters one SM;
+// shared memory, which takes both in, gives x to the tensor cores once and the weights once per warpgroup; and the
+// steps themselves.
+constexpr double box_ns(const Shape& s, const Plan& plan, int64_t blocks) {
+  const double w = plan.tile * kBoxRowBytes, x = padded_rows(s.m) * kBoxRowBytes;
+  const double smem = (w + x + groups_of(s.m) * (w + kGroupRows * kBoxRowBytes)) / kSmemRate;
+  const double memory = std::max(static_cast<double>(blocks) * w / kMemoryRate, w / kSmMemoryRate);
+  return std::max({memory, (w + x) / kSmRate, smem, kBoxNs, kStageNs / plan.depth});
 }
 
 // Time in ns: rounds in which all `places` work, and one of what is left.
 constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
   const int64_t tiles = div_ceil<int64_t>(s.n, plan.tile), rounds = tiles / places, rest = tiles % places;
-  const double stages = static_cast<double>(s.k / kStageK);
-  const double full = kTileNs + stages * stage_ns(s, plan, places), last = kTileNs + stages * stage_ns(s, plan, rest);
-  return kLaunchNs + (plan.cluster > 1 ? kClusterNs : 0) + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
+  const double boxes = static_cast<double>(s.k / kBoxK);
+  const double full = kTileNs + boxes * box_ns(s, plan, places), last = kTileNs + boxes * box_ns(s, plan, rest);
+  return kLaunchNs + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
 }
 
-// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): few rows, and features enough that every
-// SM has a wide tile. Elsewhere x, which every block reads whole, costs more than the wider reads of weights bring.
-constexpr bool worthwhile(const Shape& s) { return s.m <= 32 && s.n >= 6144; }
-
-// The ring that is just deep enough, so that the next kernel's may stand beside it.
-constexpr int ring_for(const Shape& s, Plan plan) {
-  plan.ring_bytes = kHalfRing;
-  return stages_of(s, plan) >= 4 && stages_of(s, plan) * plan.tile * kStageRowBytes >= kEnoughWeightBytes ? kHalfRing
-                                                                                                          : kFullRing;
-}
+// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere to 64 rows, and to 128 where k
+// is not long (llama's down took 47.9 us there, against 44.4).
+constexpr bool worthwhile(const Shape& s) { return s.m <= 64 || (s.m <= 128 && s.k <= 4096); }
 
 }  // namespace pe::cuda::stream

@@ -41,6 +41,8 @@ struct PagedAttentionParams {
   // Tables, starts, lengths and the plan were complete before the kernel in front of this one began to write (in a
   // model: rope_write_kv, which releases its successor behind its own wait), so that they may be read beside it.
   bool settled = false;
+  // Calls with the same plan take turns: 0, 1, 0, 1, ... from the plan's making on.
+  int32_t turn = 0;
   DType dtype = DType::kBF16;            // of q, out and (today) of the cache
 };
 

@@ -30,6 +30,9 @@ class DummySource:
     def num_bytes(self, name: str) -> int:
         return 2 * math.prod(self.shapes[name])
 
+    def file_bytes(self, name: str) -> None:
+        """In no file."""
+
     def load(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         shape = self.shapes[name]
         out = torch.empty(shape, dtype=dtype, device=device)

@@ -56,6 +56,9 @@ class GgufSource:
     def num_bytes(self, name: str) -> int:
         return self._tensors[name].num_bytes
 
+    def file_bytes(self, name: str) -> None:
+        """Quantised, or in another order."""
+
     def load(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         tensor = self._tensors[name]
         try:

@@ -2,7 +2,7 @@
 
 All names and shapes are compared before the first byte of data is read, so a wrong checkpoint fails in milliseconds. At
 most a few tensors are in flight, so loading needs little more memory than the weights. Packing happens in the calling
-thread alone.
+thread alone. On a GPU, where nothing is packed, files go piece by piece straight to their places (``upload``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pyengine.models.registry import find_architecture
 from pyengine.models.weights.dummy import DummySource
 from pyengine.models.weights.parameter import Parameter
 from pyengine.models.weights.source import WeightSource
+from pyengine.models.weights.upload import FileBytes, upload
 
 _IGNORED_SUFFIXES = (
     ".rotary_emb.inv_freq",
@@ -112,6 +113,12 @@ def _read(
     total, done = sum(source.num_bytes(name) for name in names), 0
     num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     placed: dict[str, Any] = _allocate(parameters, dtype, device)
+    in_files = {name: source.file_bytes(name) for name in names} if device.type == "cuda" else {}
+    if in_files and None not in in_files.values():
+        for num_bytes in upload(_jobs(in_files, parameters, placed, dtype, device), device):
+            done += num_bytes
+            progress("loading weights", done, total)
+        return placed
     with ThreadPoolExecutor(num_threads, thread_name_prefix="weights") as pool:
         tensors = _ahead(pool, names, lambda name: source.load(name, dtype, device), 2 * num_threads)
         for parameter in parameters:
@@ -123,6 +130,21 @@ def _read(
             done += sum(source.num_bytes(name) for name, _ in parameter.parts)
             progress("loading weights", done, total)
     return placed
+
+
+def _jobs(
+    in_files: dict[str, FileBytes], parameters: list[Parameter], placed: dict[str, Any], dtype: torch.dtype, device
+) -> list[tuple[FileBytes, torch.Tensor]]:
+    """Each tensor with the rows that it becomes; a vector's place is made, and put into ``placed``, here."""
+    jobs = []
+    for parameter in parameters:
+        if parameter.num_cols is None:
+            placed[parameter.name] = torch.empty(parameter.num_rows, dtype=dtype, device=device)
+        place = placed[parameter.name]
+        rows = place.data.view(parameter.num_rows, -1) if parameter.num_cols is not None else place
+        parts = rows.split([num_rows for _, num_rows in parameter.parts])
+        jobs += [(in_files[name], part) for (name, _), part in zip(parameter.parts, parts, strict=True)]
+    return jobs
 
 
 def _ahead(

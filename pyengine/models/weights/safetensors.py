@@ -1,4 +1,4 @@
-"""Weights from a folder of safetensors files, single or sharded, read by mapping them into memory.
+"""Weights from a folder of safetensors files, single or sharded, mapped into memory or read piece by piece.
 
 The format (8 bytes of header length, a JSON header, one data section) is checked here in full before a tensor is
 touched: header length, types, shapes, dtype x shape = bytes, gaps and overlaps, and the length of the file. A file that
@@ -17,6 +17,7 @@ import torch
 
 from pyengine.errors import ModelError
 from pyengine.models.hf_config import read_json
+from pyengine.models.weights.upload import FileBytes
 
 _MAX_HEADER_BYTES = 100 * 2**20  # the limit of the reference implementation
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -63,14 +64,22 @@ class SafetensorsSource:
     def num_bytes(self, name: str) -> int:
         return self._entries[name].end - self._entries[name].begin
 
+    def file_bytes(self, name: str) -> FileBytes:
+        entry = self._entries[name]
+        return FileBytes(entry.file, entry.begin, entry.end - entry.begin, self._dtype(name))
+
     def load(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        entry = self._entries[name]
+        raw = torch.from_numpy(self._maps[entry.file][entry.begin : entry.end])
+        return raw.view(self._dtype(name)).view(entry.shape).to(device=device, dtype=dtype)
+
+    def _dtype(self, name: str) -> torch.dtype:
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             raise ModelError(
                 f"{entry.file}: tensor {name} is {entry.dtype}; only {', '.join(_DTYPES)} weights are supported"
             )
-        raw = self._maps[entry.file][entry.begin : entry.end]
-        return torch.from_numpy(raw).view(_DTYPES[entry.dtype]).view(entry.shape).to(device=device, dtype=dtype)
+        return _DTYPES[entry.dtype]
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
