@@ -405,6 +405,13 @@ void test_same_bits(const Shape& shape, int len) {
   expect_same(rows_of<T, Stored>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(words))), whole, "9 CTAs");
   expect_same(rows_of<T, Stored>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)),
               whole, "crowd");
+  if (kByCta && takes_boxes(shape)) {  // beside pairs: one item after the other, items of one CTA each, in a crowd
+    const Batch many{{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 61}, {4, 40, 40}}, 1, 1};
+    expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, by_boxes(1)), whole, "boxes");
+    expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, by_boxes(9)), whole, "boxes, 9 CTAs");
+    expect_same(rows_of<T>(shape, many, id, by_boxes(1)), whole, "boxes in a crowd");
+    expect_same(rows_of<T>(shape, many, id, by_boxes(3)), whole, "boxes in a crowd, 3 CTAs");
+  }
   // cut at odd places
   int begin = 0;
   for (const int cut : {1, 14, 47, 96, 97, 200, 255, 258, 290, len}) {

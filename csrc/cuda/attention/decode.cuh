@@ -65,7 +65,7 @@ __device__ __forceinline__ void run_warp_item(const RunArgs& args, const Job& jo
   load_queries<Element, kDim, kHalves, Format::kQuads>(args, job, q);
   RowState<kDim, kHalves> chunk, running;
   chunk.clear();
-  running.clear();
+  begin_running<kDim>(args, job, running);
 
   for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
     const int token = tile * kTileTokens;

@@ -263,7 +263,7 @@ __device__ __forceinline__ void run_box_item(const RunArgs& args, const Job& job
   load_queries<T, kDim, kHalves>(args, job, q);
   RowState<kDim, kHalves> chunk, running;
   chunk.clear();
-  running.clear();
+  begin_running<kDim>(args, job, running);
   for (int tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
     const int token = tile * kTileTokens;
     TileScores scores = {};

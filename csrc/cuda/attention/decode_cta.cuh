@@ -224,6 +224,7 @@ __device__ __forceinline__ void run_decode_item(const RunArgs& args, const Job& 
   state.clear();
   running.clear();
   const int column = warp_id() * 16;
+  if (column < kDim) begin_running<kDim>(args, job, running, column);
   constexpr int kStep = kStageTiles;
   for (int tile = job.tiles.begin / kStep * kStep; tile < job.tiles.end; tile += kStep) {
     run_stage<T, kDim, kHalves>(args, job, tile, items, q, notes, state);

@@ -198,16 +198,22 @@ __device__ __forceinline__ void keep_chunk(const RunArgs& args, const Job& job, 
     store_partial<kDim>(args, job, chunk_index - job.item.chunk_begin, chunk, column);
   }
 }
-// Then the next one begins. A tile's first chunk goes on from those that its sequence shares with others.
+// Then the next one begins.
 template <int kDim, int kCols, int kHalves>
 __device__ __forceinline__ void end_chunk(const RunArgs& args, const Job& job, int chunk_index,
                                           RowState<kCols, kHalves>& chunk, RowState<kCols, kHalves>& running,
                                           int column = 0) {
-  const Item& item = job.item;
-  if (item.shared >= 0 && item.folds != 0 && job.gathered < 0 && chunk_index == item.chunk_begin)
-    go_on_from_shared<kDim>(args, item.shared, job.num_rows, job.kv_head, column, running);
   keep_chunk<kDim>(args, job, chunk_index, chunk, running, column);
   chunk.clear();
+}
+// The running state that a decode's item begins with: what the chunks have made of its rows that its sequence shares
+// with others. While the warp waits for those, its own keys are on their way.
+template <int kDim, int kCols, int kHalves>
+__device__ __forceinline__ void begin_running(const RunArgs& args, const Job& job, RowState<kCols, kHalves>& running,
+                                              int column = 0) {
+  running.clear();
+  if (job.item.shared >= 0 && job.item.folds != 0)
+    go_on_from_shared<kDim>(args, job.item.shared, job.num_rows, job.kv_head, column, running);
 }
 template <typename T, int kDim, int kCols, int kHalves>
 __device__ __forceinline__ void end_item(const RunArgs& args, const Job& job, const RowState<kCols, kHalves>& running,
