@@ -19,8 +19,14 @@ def origin() -> dict:
     return {"commit": commit(), "date": datetime.date.today().isoformat()}
 
 
+def file_name(device_name: str) -> str:
+    """Of a device's records: "NVIDIA H100 80GB HBM3" is nvidia-h100.json; the records have the whole name."""
+    model = re.sub(r"\s+\d+ ?GB\b.*", "", device_name)
+    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-") + ".json"
+
+
 def save(records: list[dict], device_name: str) -> Path:
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".json")
+    path = RESULTS / file_name(device_name)
     path.parent.mkdir(exist_ok=True)
     old = json.loads(path.read_text()) if path.exists() else []
     path.write_text("[\n" + ",\n".join(json.dumps(record) for record in [*old, *records]) + "\n]\n")
