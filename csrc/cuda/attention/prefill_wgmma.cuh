@@ -14,6 +14,7 @@
 // acc += weights v of this one are issued together, and the softmax of the next runs under the latter. And the two
 // warpgroups are not in step: they meet at no CTA-wide barrier, one may be a whole step ahead of the other.
 #pragma once
+#include "cuda/attention/kv_format.cuh"
 #include "cuda/attention/prefill.cuh"
 #include "cuda/common/wgmma.cuh"
 
@@ -32,11 +33,10 @@ constexpr int kStepsAhead = kSteps - 2;
 constexpr int kWarpgroupRows = kWarpgroupWarps * kWarpRows;
 
 // All of it in blocks of 64 columns (wgmma.cuh): [64 rows][64 columns], D / 64 of them per tile.
+constexpr int kSwizzleBlockBytes = kTileTokens * kSwizzleRowBytes;
 template <int kDim>
 struct WarpgroupMemory {
-  static constexpr int kBlockBytes = kTileTokens * kSwizzleRowBytes;
-  static constexpr int kBlocks = kDim / kSwizzleColumns;
-  static constexpr int kTileBytes = kBlocks * kBlockBytes;
+  static constexpr int kTileBytes = kDim / kSwizzleColumns * kSwizzleBlockBytes;
 
   struct {
     unsigned char keys[kTileBytes], values[kTileBytes];
@@ -63,7 +63,7 @@ struct LaneVectors {
   static __device__ __forceinline__ int column() { return lane_id() % kRowVectors * 8; }
   static __device__ __forceinline__ int place() {  // of the first vector, in bytes from row 0 in block 0
     const int vector = lane_id() % kRowVectors;
-    return vector / kBlockVectors * WarpgroupMemory<kDim>::kBlockBytes + row() * kSwizzleRowBytes +
+    return vector / kBlockVectors * kSwizzleBlockBytes + row() * kSwizzleRowBytes +
            (vector % kBlockVectors ^ row()) * 16;
   }
   static __device__ __forceinline__ unsigned char* to(unsigned char* smem, int place, int j) {
@@ -177,11 +177,11 @@ class StepRing {
 template <typename T, int kDim>
 __device__ __forceinline__ void start_scores(const uint32_t (&q)[kDim / 16][4], const unsigned char* keys,
                                              TileScores& scores) {
-  constexpr int kBlockBytes = WarpgroupMemory<kDim>::kBlockBytes, kBlockSlabs = kSwizzleColumns / 16;
+  constexpr int kBlockSlabs = kSwizzleColumns / 16;
   const uint32_t k = matrix_descriptor(keys, 16);  // distance of blocks: not looked at
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
-    const int at = i / kBlockSlabs * kBlockBytes + i % kBlockSlabs * 32;
+    const int at = i / kBlockSlabs * kSwizzleBlockBytes + i % kBlockSlabs * 32;
     wgmma_k_major<T>(scores, q[i], advance(k, at), i > 0);
   }
   wgmma_commit();
@@ -192,7 +192,7 @@ __device__ __forceinline__ void start_scores(const uint32_t (&q)[kDim / 16][4], 
 template <typename T, int kDim>
 __device__ __forceinline__ void start_values(const TileWeights& weights, const unsigned char* values, bool begins_chunk,
                                              float (&acc)[kDim / 8][4]) {
-  const uint32_t v = matrix_descriptor(values, WarpgroupMemory<kDim>::kBlockBytes);
+  const uint32_t v = matrix_descriptor(values, kSwizzleBlockBytes);
 #pragma unroll
   for (int s = 0; s < kTileSlabs; ++s) {
     wgmma_mn_major<T>(acc, weights[s], advance(v, s * kSlabTokens * kSwizzleRowBytes), s > 0 || !begins_chunk);
@@ -200,9 +200,9 @@ __device__ __forceinline__ void start_values(const TileWeights& weights, const u
   wgmma_commit();
 }
 
-// A warpgroup without rows still copies its share.
-template <typename T, int kDim>
-__device__ __forceinline__ void only_copy(StepRing<T, kDim>& ring) {
+// A warpgroup without rows still does its share for the ring.
+template <typename Ring>
+__device__ __forceinline__ void only_fill(Ring& ring) {
   for (int step = 0; step < ring.num_tiles(); ++step) {
     ring.enter(step);
     ring.settle();
@@ -223,9 +223,10 @@ __device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job,
 
 // Step 0: S of tile 0 and its softmax. Step i: S of tile i and acc += weights v of tile i - 1, then the softmax of tile
 // i. Step n: what is left, acc += weights v of the last tile.
-template <typename T, int kDim>
+template <typename Format, int kDim, typename Ring>
 __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, const uint32_t (&q)[kDim / 16][4],
-                                          StepRing<T, kDim>& ring) {
+                                          Ring& ring) {
+  using T = typename Format::Element;
   RowState<kDim, 2> chunk, running;
   chunk.clear();
   running.clear();
@@ -241,6 +242,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
   ring.request_ahead(0);
   wgmma_wait<0>();
   hold(scores);
+  Format::scale_scores(args, job, scores);
   int tile = job.tiles.begin;
   hide_unseen(args, job, plain, tile, scores);
   weigh_scores<2>(scores, args.scale_log2, chunk.max, chunk.sum, decay);  // no acc yet to rescale
@@ -266,6 +268,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
     }
     wgmma_wait<1>();
     hold(scores);
+    Format::scale_scores(args, job, scores);
     hide_unseen(args, job, plain, tile, scores);
     weigh_scores<2>(scores, args.scale_log2, max, sum, decay);
     compute_before_wait(fminf(sum[0], sum[1]));  // all of this runs under the product with v
@@ -275,6 +278,7 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
     hold(weights);
     ring.leave(step);
     if (begins) {
+      Format::scale_values(args, job, chunk.acc);
       keep_chunk<kDim>(args, job, tile / kChunkTiles - 1, chunk, running);  // what is in acc then, nobody looks at
     } else {
       rescale<kDim, 2>(decay, chunk.acc);
@@ -293,8 +297,21 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
   wgmma_wait<0>();
   hold(chunk.acc);
   hold(weights);
+  Format::scale_values(args, job, chunk.acc);
   keep_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
   end_item<T, kDim>(args, job, running);
+}
+
+// An item through a ring of steps, for this warp.
+template <typename Format, int kDim, typename Ring>
+__device__ __forceinline__ void run_warpgroup_item(const RunArgs& args, const Job& job,
+                                                   const uint32_t (&q)[kDim / 16][4], Ring& ring) {
+  if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
+    run_steps<Format, kDim>(args, job, q, ring);
+  } else {
+    only_fill(ring);
+  }
+  ring.close();
 }
 
 template <typename T, int kDim>
@@ -302,12 +319,7 @@ __device__ __forceinline__ void run_warpgroups(const RunArgs& args, const Job& j
   uint32_t q[kDim / 16][4];
   load_queries<T, kDim, 2>(args, job, q);
   StepRing<T, kDim> ring(args, job, warpgroup_memory<kDim>(slots));
-  if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
-    run_steps<T, kDim>(args, job, q, ring);
-  } else {
-    only_copy(ring);
-  }
-  ring.close();
+  run_warpgroup_item<KvFormat<T, kDim>, kDim>(args, job, q, ring);
 }
 
 #endif

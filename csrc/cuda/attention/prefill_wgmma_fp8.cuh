@@ -15,9 +15,6 @@ namespace pe::cuda::attention {
 
 #if defined(PE_WGMMA)
 
-// A tile widened: blocks of 64 columns (wgmma.cuh), [D / 64][64 rows][64 columns].
-constexpr int kWideBlockBytes = kTileTokens * kSwizzleRowBytes;
-
 template <int kDim>
 struct Fp8WarpgroupMemory {
   static constexpr int kWidened = 4, kArriving = 4;
@@ -150,7 +147,7 @@ class Fp8StepRing {
     // phase write to 8 different bank groups.
     constexpr int kBlockVectors = kSwizzleColumns / 8;
     const int vector = 2 * lane_vector(), block = vector / kBlockVectors, swap = block % 2;
-    unsigned char* const rows = widened + block * kWideBlockBytes + warp_id() * kSwizzleAtomBytes;
+    unsigned char* const rows = widened + block * kSwizzleBlockBytes + warp_id() * kSwizzleAtomBytes;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       const int row = lane_row() + kLaneRows * j;
@@ -173,122 +170,13 @@ class Fp8StepRing {
   int step_ = 0;  // being worked on
 };
 
-// acc += weights v, ascending over the keys; what acc held before a chunk's first tile is not looked at. Runs on after
-// the call.
-template <typename T, int kDim>
-__device__ __forceinline__ void start_wide_values(const TileWeights& weights, const unsigned char* values,
-                                                  bool begins_chunk, float (&acc)[kDim / 8][4]) {
-  const uint32_t v = matrix_descriptor(values, kWideBlockBytes);
-#pragma unroll
-  for (int s = 0; s < kTileSlabs; ++s) {
-    wgmma_mn_major<T>(acc, weights[s], advance(v, s * kSlabTokens * kSwizzleRowBytes), s > 0 || !begins_chunk);
-  }
-  wgmma_commit();
-}
-
-// A warpgroup without rows still copies and widens its share.
-template <typename T, int kDim>
-__device__ __forceinline__ void only_widen(Fp8StepRing<T, kDim>& ring) {
-  for (int step = 0; step < ring.num_tiles(); ++step) {
-    ring.enter(step);
-    ring.settle();
-    ring.request_ahead(step);
-    ring.leave(step);
-  }
-}
-
-// Step 0: S of tile 0 and its softmax. Step i: S of tile i and acc += weights v of tile i - 1, then the softmax of tile
-// i. Step n: what is left, acc += weights v of the last tile. As run_steps of prefill_wgmma.cuh, with scales.
-template <typename T, int kDim>
-__device__ __forceinline__ void run_fp8_steps(const RunArgs& args, const Job& job, const uint32_t (&q)[kDim / 16][4],
-                                              Fp8StepRing<T, kDim>& ring) {
-  using Format = KvFormat<Fp8<T>, kDim>;
-  RowState<kDim, 2> chunk, running;
-  chunk.clear();
-  running.clear();
-  TileScores scores;
-  TileWeights weights;
-  float decay[2];
-  const KeyRange plain = {job.last.begin, job.first.end};  // keys that all rows of the warp see
-
-  wgmma_fence();
-  start_scores<T, kDim>(q, ring.keys(), scores);
-  ring.settle();
-  ring.request_ahead(0);
-  wgmma_wait<0>();
-  hold(scores);
-  Format::scale_scores(args, job, scores);
-  int tile = job.tiles.begin;
-  hide_unseen(args, job, plain, tile, scores);
-  weigh_scores<2>(scores, args.scale_log2, chunk.max, chunk.sum, decay);  // no acc yet to rescale
-  pack_weights<T, 2>(scores, weights);
-  ring.leave(0);
-
-  const int num_tiles = ring.num_tiles();
-  for (int step = 1; step < num_tiles; ++step) {
-    ring.enter(step);
-    wgmma_fence();
-    start_scores<T, kDim>(q, ring.keys(), scores);
-    start_wide_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
-    ring.settle();
-    ring.request_ahead(step);
-
-    ++tile;
-    const bool begins = tile % kChunkTiles == 0;
-    float max[2], sum[2];  // `chunk` stays as it is until all of its acc has come in
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      max[i] = begins ? kNoScore : chunk.max[i];
-      sum[i] = begins ? 0 : chunk.sum[i];
-    }
-    wgmma_wait<1>();
-    hold(scores);
-    Format::scale_scores(args, job, scores);
-    hide_unseen(args, job, plain, tile, scores);
-    weigh_scores<2>(scores, args.scale_log2, max, sum, decay);
-    compute_before_wait(fminf(sum[0], sum[1]));  // all of this runs under the product with v
-
-    wgmma_wait<0>();
-    hold(chunk.acc);
-    hold(weights);
-    ring.leave(step);
-    if (begins) {
-      Format::scale_values(args, job, chunk.acc);
-      keep_chunk<kDim>(args, job, tile / kChunkTiles - 1, chunk, running);  // what is in acc then, nobody looks at
-    } else {
-      rescale<kDim, 2>(decay, chunk.acc);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      chunk.max[i] = max[i];
-      chunk.sum[i] = sum[i];
-    }
-    pack_weights<T, 2>(scores, weights);
-  }
-
-  ring.enter(num_tiles);
-  wgmma_fence();
-  start_wide_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
-  wgmma_wait<0>();
-  hold(chunk.acc);
-  hold(weights);
-  Format::scale_values(args, job, chunk.acc);
-  keep_chunk<kDim>(args, job, tile / kChunkTiles, chunk, running);
-  end_item<T, kDim>(args, job, running);
-}
-
 template <typename T, int kDim>
 __device__ __forceinline__ void run_fp8_warpgroups(const RunArgs& args, const Job& job, unsigned char* slots) {
-  constexpr int kWarpgroupRows = kWarpgroupWarps * kWarpRows;
+  using Format = KvFormat<Fp8<T>, kDim>;
   uint32_t q[kDim / 16][4];
-  load_queries<T, kDim, 2, KvFormat<Fp8<T>, kDim>::kQuads>(args, job, q);
+  load_queries<T, kDim, 2, Format::kQuads>(args, job, q);
   Fp8StepRing<T, kDim> ring(args, job, fp8_warpgroup_memory<T, kDim>(slots));
-  if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
-    run_fp8_steps(args, job, q, ring);
-  } else {
-    only_widen(ring);
-  }
-  ring.close();
+  run_warpgroup_item<Format, kDim>(args, job, q, ring);
 }
 
 #endif
