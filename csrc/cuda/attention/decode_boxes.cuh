@@ -28,10 +28,10 @@ struct PairMemory {
 
   __device__ __forceinline__ void init_barriers() const {
     for (int i = 0; i < kBoxGroups<kDim>; ++i) {
-      bulk_barrier_init(full + i, 1);
-      bulk_barrier_init(empty + i, 1);
+      mbarrier_init(full + i, 1);
+      mbarrier_init(empty + i, 1);
     }
-    bulk_barrier_fence();
+    mbarrier_init_fence();
   }
 };
 
@@ -76,10 +76,10 @@ class BoxFetcher {
   // Tells the computing warp that there is no item left.
   __device__ __forceinline__ void end() {
     Job& job = next_job();
-    bulk_wait(memory_.empty + at_.slot, at_.parity ^ 1);
+    mbarrier_wait(memory_.empty + at_.slot, at_.parity ^ 1);
     if (lane_id() == 0) {
       job.kv_head = -1;
-      bulk_expect(memory_.full + at_.slot, 0);
+      mbarrier_expect(memory_.full + at_.slot, 0);
     }
   }
 
@@ -92,9 +92,9 @@ class BoxFetcher {
     const bool held = lane_id() < kTileSlabs && holds_keys(*job_, slab * kSlabTokens, kSlabTokens);
     const int block = __shfl_sync(kFullMask, blocks_, slab % kChunkSlabs);
     const unsigned boxes = __ballot_sync(kFullMask, held);
-    bulk_wait(memory_.empty + at_.slot, at_.parity ^ 1);
+    mbarrier_wait(memory_.empty + at_.slot, at_.parity ^ 1);
     uint64_t* const full = memory_.full + at_.slot;
-    if (lane_id() == 0) bulk_expect(full, __popc(boxes) * PairMemory<kDim>::kBoxBytes);
+    if (lane_id() == 0) mbarrier_expect(full, __popc(boxes) * PairMemory<kDim>::kBoxBytes);
     __syncwarp();
     if (held) {
       unsigned char* const to =
@@ -152,18 +152,18 @@ class BoxReader {
 
   // The next item's job; nullptr after the last.
   __device__ __forceinline__ const Job* next_job() {
-    bulk_wait(memory_.full + at_.slot, at_.parity);
+    mbarrier_wait(memory_.full + at_.slot, at_.parity);
     const Job* const job = memory_.jobs + num_jobs_++ % kLiveBoxJobs<kDim>;
     return job->kv_head < 0 ? nullptr : job;
   }
   // The next group in line, all of it arrived, until it is released.
   __device__ __forceinline__ unsigned char* get() const {
-    bulk_wait(memory_.full + at_.slot, at_.parity);
+    mbarrier_wait(memory_.full + at_.slot, at_.parity);
     return memory_.groups + at_.slot * PairMemory<kDim>::kGroupBytes;
   }
   __device__ __forceinline__ void release() {
     __syncwarp();  // read by all lanes
-    if (lane_id() == 0) bulk_arrive(memory_.empty + at_.slot);
+    if (lane_id() == 0) mbarrier_arrive(memory_.empty + at_.slot);
     at_.advance();
   }
 

@@ -86,8 +86,8 @@ class StepRing {
         num_keys_(job.keys.end - job.keys.begin) {
     static_assert(kTileTokens == kWarps * kRows && kSlabTokens % kRows == 0, "a warp's rows lie in one slab");
     if (threadIdx.x == 0) {
-      barrier_init(&memory.done[0], kWarps);
-      barrier_init(&memory.done[1], kWarps);
+      mbarrier_init(&memory.done[0], kWarps);
+      mbarrier_init(&memory.done[1], kWarps);
     }
     next_block_ = load_block(0);
     for (int step = 0; step < kStepsAhead; ++step) request(step, step);
@@ -102,7 +102,7 @@ class StepRing {
 
   // Before the products of a step: all warps are done with step - 2, and their copies of this one have arrived.
   __device__ __forceinline__ void enter(int step) const {
-    if (step >= 2) barrier_wait(&memory_.done[step % 2], (step - 2) / 2);
+    if (step >= 2) mbarrier_wait(&memory_.done[step % 2], ((step - 2) / 2) & 1);
   }
   // While the products of the entered step run: asks for a later one, in the place of step - 2.
   __device__ __forceinline__ void request_ahead(int step) {
@@ -118,15 +118,15 @@ class StepRing {
   // the other has waited for the last; it cannot arrive for the next but one before that.
   __device__ __forceinline__ void leave(int step) {
     __syncwarp();
-    if (lane_id() == 0) barrier_arrive(&memory_.done[step % 2]);
+    if (lane_id() == 0) mbarrier_arrive(&memory_.done[step % 2]);
     slot_ = slot_ == kSteps - 1 ? 0 : slot_ + 1;
   }
   // After the last step.
   __device__ __forceinline__ void close() {
     __syncthreads();
     if (threadIdx.x == 0) {
-      barrier_destroy(&memory_.done[0]);
-      barrier_destroy(&memory_.done[1]);
+      mbarrier_invalidate(&memory_.done[0]);
+      mbarrier_invalidate(&memory_.done[1]);
     }
   }
 

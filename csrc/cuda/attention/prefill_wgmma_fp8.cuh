@@ -50,8 +50,8 @@ class Fp8StepRing {
         first_(job.tiles.begin * kTileTokens + warp_id() * kRows - job.keys.begin),
         num_keys_(job.keys.end - job.keys.begin) {
     if (threadIdx.x == 0) {
-      barrier_init(&memory.done[0], kWarps);
-      barrier_init(&memory.done[1], kWarps);
+      mbarrier_init(&memory.done[0], kWarps);
+      mbarrier_init(&memory.done[1], kWarps);
     }
     next_block_ = load_block(0);
     for (int step = 0; step < kAhead - 1; ++step) request(step);
@@ -70,7 +70,7 @@ class Fp8StepRing {
   }
   // After this all warps are done with step - 2, whose place settle() fills, and have widened this one.
   __device__ __forceinline__ void enter(int step) const {
-    if (step >= 2) barrier_wait(&memory_.done[step % 2], (step - 2) / 2);
+    if (step >= 2) mbarrier_wait(&memory_.done[step % 2], ((step - 2) / 2) & 1);
   }
   __device__ __forceinline__ void request_ahead(int step) { request(step + kAhead); }
   // Under the products, before it asks for more: this warp's copies of step + 2 have arrived and are widened. The fence
@@ -82,14 +82,14 @@ class Fp8StepRing {
   }
   __device__ __forceinline__ void leave(int step) {
     __syncwarp();
-    if (lane_id() == 0) barrier_arrive(&memory_.done[step % 2]);
+    if (lane_id() == 0) mbarrier_arrive(&memory_.done[step % 2]);
     ++step_;
   }
   __device__ __forceinline__ void close() {
     __syncthreads();
     if (threadIdx.x == 0) {
-      barrier_destroy(&memory_.done[0]);
-      barrier_destroy(&memory_.done[1]);
+      mbarrier_invalidate(&memory_.done[0]);
+      mbarrier_invalidate(&memory_.done[1]);
     }
   }
 

@@ -1,46 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's asynchronous machinery as the weight-streaming GEMM uses it: mbarriers, bulk tensor copies (TMA) and the
-// warpgroup matrix multiply (PTX ISA, "mbarrier", "cp.async.bulk.tensor", "wgmma"). All of it needs sm_90, wgmma
+// Hopper's asynchronous machinery as the weight-streaming GEMM uses it: bulk tensor copies (TMA) and the warpgroup
+// matrix multiply (PTX ISA, "cp.async.bulk.tensor", "wgmma"; barriers: mbarrier.cuh). All of it needs sm_90, wgmma
 // sm_90a: callers guard their bodies with PE_SM90A, so nothing here is instantiated for another target or emulated.
 //
 // Shared memory is named by its 32-bit address: every instruction here takes that, and a ring is address arithmetic.
 #pragma once
-#include "cuda/common/device.cuh"
+#include "cuda/common/mbarrier.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define PE_SM90A 1
 #endif
 
 namespace pe::cuda::gmma {
-
-using SmemAddress = uint32_t;
-
-// ---- mbarrier: a phase ends when `count` arrivals and all announced bytes have come ---------------------------------
-
-__device__ __forceinline__ void barrier_init(SmemAddress barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-// Makes initialised barriers visible to the copy engine.
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
-}
-// One arrival, and `bytes` that copies are still to write before the phase may end.
-__device__ __forceinline__ void barrier_expect(SmemAddress barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(SmemAddress barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Returns once the phase of this parity has ended; the phase before the first one counts as ended with parity 1.
-__device__ __forceinline__ void barrier_wait(SmemAddress barrier, uint32_t parity) {
-  asm volatile(
-      "{ .reg .pred done;\n\t"
-      "again:\n\t"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
-      "@!done bra again; }" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
 
 // ---- bulk tensor copies: boxes of a tensor [boxes, rows, 64], their bytes reported to a barrier ---------------------
 

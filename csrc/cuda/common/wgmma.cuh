@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Warpgroup-wide matrix multiply m64nNk16 with fp32 accumulators (PTX ISA, "wgmma.mma_async"; sm_90a alone), and the
-// barriers in shared memory that go with it. PE_WGMMA is defined where all this exists: in device code for sm_90a.
+// Warpgroup-wide matrix multiply m64nNk16 with fp32 accumulators (PTX ISA, "wgmma.mma_async"; sm_90a alone).
+// PE_WGMMA is defined where all this exists: in device code for sm_90a.
 // Everywhere else (sm_80, compute_90 PTX, the emulator) kernels take mma.cuh, which gives the same bits when k ascends
 // in steps of 16.
 //
@@ -25,7 +25,7 @@
 #pragma once
 #include <type_traits>
 
-#include "cuda/common/async_copy.cuh"
+#include "cuda/common/mbarrier.cuh"
 #include "cuda/common/vec.cuh"
 
 namespace pe::cuda {
@@ -134,26 +134,6 @@ __device__ __forceinline__ void wgmma_mn_major(float (&c)[16][4], const uint32_t
   } else {
     PE_WGMMA_128("f16", "1");
   }
-}
-
-// A barrier in shared memory, 8 bytes: its phases 0, 1, 2 .. end when `count` threads have arrived. Unlike
-// __syncthreads, who arrives need not wait, and who waits for phase n (before phase n + 1 can end) need not arrive.
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_destroy(uint64_t* barrier) {  // before the memory serves something else
-  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, int phase) {
-  asm volatile(
-      "{ .reg .pred done;\n"
-      "wait: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra wait; }" ::"r"(smem_address(barrier)),
-      "r"(phase & 1)
-      : "memory");
 }
 
 #endif

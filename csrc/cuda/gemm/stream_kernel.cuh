@@ -56,8 +56,6 @@ constexpr int threads_of(int groups) { return groups * kGroupThreads + kWarpSize
 
 // ---- the ring -------------------------------------------------------------------------------------------------------
 
-using gmma::SmemAddress;
-
 // [full barriers][empty barriers] | 1024-byte aligned: [W stages][x stages][pad]
 struct Ring {
   SmemAddress barriers, weights, x;
@@ -109,7 +107,7 @@ struct Producer {
   int tile;
 
   __device__ void load_weights(const Position& at, const Walk& walk) const {
-    gmma::barrier_expect(ring.full(at.slot), ring.weight_bytes + ring.x_bytes);
+    mbarrier_expect(ring.full(at.slot), ring.weight_bytes + ring.x_bytes);
     gmma::copy_boxes(ring.weight_slot(at.slot), weight_map, walk.feature, walk.box, ring.full(at.slot),
                      gmma::kEvictFirst);
   }
@@ -121,10 +119,10 @@ struct Producer {
 
 __device__ inline void init_barriers(const Ring& ring, int num_groups) {
   for (int slot = 0; slot < ring.num_stages; ++slot) {
-    gmma::barrier_init(ring.full(slot), 1);
-    gmma::barrier_init(ring.empty(slot), num_groups);
+    mbarrier_init(ring.full(slot), 1);
+    mbarrier_init(ring.empty(slot), num_groups);
   }
-  gmma::barrier_init_fence();
+  mbarrier_init_fence();
 }
 
 // Weights depend on no kernel before, so a ring full of them is asked for before anything is waited for. The successor
@@ -151,7 +149,7 @@ __device__ inline void produce(const Producer& p, int num_groups, int num_steps,
   Walk walk{first_feature};
   for (int i = 0; i < num_steps; ++i, walk.advance(p.args, p.tile), at.advance(p.ring)) {
     if (i >= ahead) {
-      gmma::barrier_wait(p.ring.empty(at.slot), at.parity ^ 1);
+      mbarrier_wait(p.ring.empty(at.slot), at.parity ^ 1);
       p.load_weights(at, walk);
     }
     p.load_x(at, walk);
@@ -166,7 +164,7 @@ using Sums = float[kTile / 2];
 
 // One warp tells the producer that its warpgroup has read the slot.
 __device__ __forceinline__ void release(const Ring& ring, int slot) {
-  if (threadIdx.x % kGroupThreads == 0) gmma::barrier_arrive(ring.empty(slot));
+  if (threadIdx.x % kGroupThreads == 0) mbarrier_arrive(ring.empty(slot));
 }
 
 template <typename T, int kTile>
@@ -191,7 +189,7 @@ __device__ __forceinline__ void multiply_tile(Sums<kTile>& sums, const Ring& rin
   const int group_offset = group_of_warp<kGroups>() * kGroupRows * kBoxRowBytes;
   int last = 0, in_stage = 0;
   for (int box = 0; box < args.num_boxes; ++box) {
-    if (in_stage == 0) gmma::barrier_wait(ring.full(at.slot), at.parity);
+    if (in_stage == 0) mbarrier_wait(ring.full(at.slot), at.parity);
     gmma::fence();
     multiply_box<T, kTile>(sums, ring.x_slot(at.slot) + in_stage * ring.x_box + group_offset,
                            ring.weight_slot(at.slot) + in_stage * ring.weight_box, box == 0);
