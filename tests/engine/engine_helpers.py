@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pyengine.engine import Engine
 from pyengine.protocol import Request
 from pyengine.sampling_params import SamplingParams
+
+# Engines in which the same requests must give the same results; the last one preempts when `growing_requests` run too.
+in_any_company = pytest.mark.parametrize(
+    "options",
+    [
+        {"prefix_caching": False, "max_num_batched_tokens": 2048},
+        {},
+        {"max_num_batched_tokens": 37},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 5},
+        {"kv_cache_memory": "700KiB", "max_model_len": 600, "max_num_batched_tokens": 128},
+    ],
+    ids=["crowd", "cached", "chunks-of-37", "five-rows", "preempted"],
+)
+
+
+def growing_requests(options: dict) -> dict[str, tuple[list[int], SamplingParams]]:
+    """Where there is little memory: jobs that grow, first in order, until blocks run out."""
+    if "kv_cache_memory" not in options:
+        return {}
+    growing = SamplingParams(temperature=0.9, seed=1, max_tokens=150, ignore_eos=True)
+    return {f"busy{i}": ([i] * 20, growing) for i in range(4)}
 
 
 def generate(engine: Engine, jobs: dict[str, tuple[list[int], SamplingParams]]) -> dict[tuple[str, int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from engine_helpers import growing_requests, in_any_company
 
 from pyengine.protocol import FinishReason, Pooling, Request
 from pyengine.runner import pooler
@@ -76,32 +77,17 @@ def test_the_mean_is_that_of_the_last_states_of_all_beginnings(alone, make_engin
     engine = make_engine()
     for i in (0, 1, 4, 5, 7):
         prompt = _prompts()[i]
-        beginnings = [
-            Request(str(n), prompt[:n], NOTHING, pooling=Pooling.LAST) for n in range(1, len(prompt) + 1)
-        ]
+        beginnings = [Request(str(n), prompt[:n], NOTHING, pooling=Pooling.LAST) for n in range(1, len(prompt) + 1)]
         states = np.stack([_vector(each) for each in _run(engine, beginnings).values()]).astype(np.float64)
         np.testing.assert_allclose(_vector(alone[f"mean{i}"]), states.mean(0), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlapped"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"prefix_caching": False, "max_num_batched_tokens": 2048},
-        {},
-        {"max_num_batched_tokens": 37},
-        {"max_num_batched_tokens": 64, "max_num_seqs": 5},
-        {"kv_cache_memory": "700KiB", "max_model_len": 600, "max_num_batched_tokens": 128},
-    ],
-    ids=["crowd", "cached", "chunks-of-37", "five-rows", "preempted"],
-)
+@in_any_company
 def test_vectors_do_not_depend_on(options, overlap, alone, make_engine):
     engine = make_engine(**options)
     engine._overlap = overlap
-    busy = []
-    if "kv_cache_memory" in options:  # others that grow, first in order, until blocks run out
-        growing = SamplingParams(temperature=0.9, seed=1, max_tokens=150, ignore_eos=True)
-        busy = [Request(f"busy{i}", [i] * 20, growing) for i in range(4)]
+    busy = [Request(name, *job) for name, job in growing_requests(options).items()]
     results = _run(engine, busy + _requests())
     assert {name: results[name] for name in alone} == alone
     if busy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engine_helpers import growing_requests, in_any_company
 
 from pyengine.protocol import Request, TokenLogprob
 from pyengine.runner import prompt_reader
@@ -88,27 +89,14 @@ def test_every_token_but_the_first_is_scored(alone):
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlapped"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"prefix_caching": False, "max_num_batched_tokens": 2048},
-        {},
-        {"max_num_batched_tokens": 37},
-        {"max_num_batched_tokens": 64, "max_num_seqs": 5},
-        {"kv_cache_memory": "700KiB", "max_model_len": 600, "max_num_batched_tokens": 128},
-    ],
-    ids=["crowd", "cached", "chunks-of-37", "five-rows", "preempted"],
-)
+@in_any_company
 def test_they_do_not_depend_on(options, overlap, alone, make_engine):
     engine = make_engine(**options)
     engine._overlap = overlap
-    busy = {}
-    if "kv_cache_memory" in options:  # others that grow, first in order, until blocks run out
-        growing = SamplingParams(temperature=0.9, seed=1, max_tokens=150, ignore_eos=True)
-        busy = {f"busy{i}": ([i] * 20, growing) for i in range(4)}
+    busy = growing_requests(options)
     scores, tokens = _run(engine, busy | _jobs())
     assert ({name: scores[name] for name in alone[0]}, {key: tokens[key] for key in alone[1]}) == alone
-    if "kv_cache_memory" in options:
+    if busy:
         assert engine.stats().num_preemptions > 0, "nothing was preempted: the case tests nothing"
     assert _run(engine, _jobs()) == alone  # with all of it in the cache
 
