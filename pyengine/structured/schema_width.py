@@ -22,6 +22,8 @@ MAX_VISITS = 100_000
 Schema = dict[str, Any]
 Conjunction = tuple[Schema, ...]  # schemas that hold together; compared by identity
 _UNIONS = ("anyOf", "oneOf")
+# What tells more about an answer than that it is some scalar; a schema without any is the same as any other.
+_SHAPES = frozenset(("properties", "patternProperties", "additionalProperties", "required", "items", "prefixItems"))
 
 
 class TooWide(ValueError):
@@ -46,6 +48,20 @@ class _Walk:
         self._flat: dict[tuple[int, ...], list[Conjunction]] = {}
 
     def run(self) -> None:
+        if not self._fits_at_once():
+            self._look_at_each_place()
+
+    def _fits_at_once(self) -> bool:
+        """Whether all alternatives of all places would fit into one: so it is with most schemas, and is seen soon."""
+        seen: dict[tuple[int, ...], Conjunction] = {}
+        todo: list[Conjunction] = [(self._root,)]
+        while todo:
+            new = {key: each for each in self._alternatives(todo.pop()) if (key := _key(each)) not in seen}
+            seen |= new
+            todo += [whole for each in new.values() for _, wholes in _steps("", [each]) for whole in wholes]
+        return sum(map(_num_first, seen.values())) + sum(map(_num_later, seen.values())) <= self._limit
+
+    def _look_at_each_place(self) -> None:
         seen: set[frozenset[tuple[int, ...]]] = set()
         todo: list[tuple[str, list[Conjunction]]] = [("$", [(self._root,)])]
         while todo:
@@ -54,14 +70,17 @@ class _Walk:
             if frozenset(place) in seen:
                 continue
             seen.add(frozenset(place))
-            num_items = sum(_num_items(each) for each in place.values())
-            if num_items > self._limit:
-                raise TooWide(
-                    f"what may stand at {where[:80]} needs {num_items} items, 4 for each optional property of all its "
-                    f"alternatives; limit {self._limit}: make properties required, or its alternatives fewer"
-                )
+            self._check(where, sum(map(_num_first, place.values())))
             for group in _told_apart(list(place.values())):
+                self._check(where, sum(map(_num_later, group)))
                 todo += _steps(where, group)
+
+    def _check(self, where: str, num_items: int) -> None:
+        if num_items > self._limit:
+            raise TooWide(
+                f"what may stand at {where[:80]} needs {num_items} items, 4 for each optional property of all its "
+                f"alternatives; limit {self._limit}: make properties required, or its alternatives fewer"
+            )
 
     def _visit(self, count: int = 1) -> None:
         self._num_visits += count
@@ -82,7 +101,7 @@ class _Walk:
             return [()]
         self._visit()
         inside = inside | {id(schema)}
-        factors: list[list[Conjunction]] = [[(schema,)]]
+        factors: list[list[Conjunction]] = [[(schema,) if _SHAPES.intersection(schema) else ()]]
         if isinstance(schema.get("$ref"), str):
             factors.append(self._options(_target(self._root, schema["$ref"]), inside))
         for key in _UNIONS:
@@ -127,22 +146,36 @@ def _required(whole: Conjunction) -> set[str]:
     return {name for names in lists for name in names if isinstance(name, str)}
 
 
-def _num_items(whole: Conjunction) -> int:
-    """Of the row where one alternative begins, or of the longest run of optional properties further on."""
+def _runs(whole: Conjunction) -> list[int]:
+    """How many optional properties stand before, between and behind the required ones."""
     names, required = dict.fromkeys(name for name, _ in _members(whole, "properties")), _required(whole)
-    patterns = sum(1 for _ in _members(whole, "patternProperties"))
-    lists = any("items" in schema or "prefixItems" in schema for schema in whole)
-    runs = [0]  # of optional properties, cut by required ones
+    runs = [0]
     for name in (*names, *(required - names.keys())):
         if name in required:
             runs.append(0)
         else:
             runs[-1] += 1
-    if len(runs) == 1:
-        first = 4 * runs[0] + 7 if names or patterns else 1
-    else:
-        first = 3 * runs[0] + 1
-    return max(first, *(2 * run + 3 for run in runs[1:]), 0) + patterns + 6 * lists
+    return runs
+
+
+def _num_first(whole: Conjunction) -> int:
+    """Items of the row where one alternative begins."""
+    if not whole:
+        return 3
+    runs, patterns = _runs(whole), sum(1 for _ in _members(whole, "patternProperties"))
+    lists = 6 * any("items" in schema or "prefixItems" in schema for schema in whole)
+    if len(runs) > 1:
+        return 3 * runs[0] + 1 + lists
+    return (4 * runs[0] + 7 if runs[0] or patterns else 1) + patterns + lists
+
+
+def _num_later(whole: Conjunction) -> int:
+    """Items of the longest row further on in one alternative, where a required property has been written."""
+    if not whole:
+        return 1
+    is_open = not any(schema.get("additionalProperties") is False for schema in whole)
+    patterns = sum(1 for _ in _members(whole, "patternProperties"))
+    return max(2 * run + 4 for run in _runs(whole)) + patterns + 8 * is_open
 
 
 def _told_apart(place: list[Conjunction]) -> list[list[Conjunction]]:

@@ -62,6 +62,19 @@ def linked(schema: dict) -> dict:
 
 
 TREE = linked({"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/n"}}}})
+
+
+def crosswise(count: int) -> dict:
+    """Definitions of which each has any two others behind each of its properties."""
+
+    def union(*targets: int) -> dict:
+        return {"anyOf": [{"$ref": f"#/$defs/d{target % count}"} for target in targets]}
+
+    nodes = ({f"c{j}": union(i + 3 * j, i + 5 * j) for j in range(5)} for i in range(count))
+    definitions = {f"d{i}": {"type": "object", "properties": node} for i, node in enumerate(nodes)}
+    return {"$defs": definitions, "$ref": "#/$defs/d0"}
+
+
 WIDE = an_object(600)
 LARGE = {
     "nested repetitions": {"regex": "((a{1,1000}){1,1000}){1,1000}b"},
@@ -79,6 +92,8 @@ LARGE = {
     "large objects apart": {"json": inside(*(an_object(400, f"p{i}_") for i in range(8)))},
     "a tree": {"json": TREE},
     "told apart by the first": {"json": {"anyOf": [kind(i, an_object(100)) for i in range(20)]}},
+    "kinds that are open": {"json": {"anyOf": [kind(i, STRING) | {"additionalProperties": True} for i in range(230)]}},
+    "references crosswise": {"json": crosswise(40)},
     "many tools": {"json": call_schema([tool(i, an_object(20)) for i in range(150)])},
 }  # fmt: skip
 
@@ -112,7 +127,7 @@ REFUSED = {
     "in a list": ({"json": inside(STRING, WIDE)}, r"$.last[*] needs 2407 items"),
     "under any name": ({"json": {"type": "object", "additionalProperties": {"anyOf": [STRING, WIDE]}}}, r"$.* needs"),
     "behind a reference": ({"json": linked(inside(WIDE, STRING))}, r"$[*].k0 needs 2407 items"),
-    "behind a required one": ({"json": an_object(1100, required=["p0"])}, "$ needs 2201 items"),
+    "behind a required one": ({"json": an_object(1100, required=["p0"])}, "$ needs 2210 items"),
     "alternatives together": (
         {"json": {"anyOf": [kind("same", an_object(50)) for _ in range(20)]}},
         "$.value needs 4140 items",
