@@ -25,11 +25,22 @@ MAX_BAD_WORD_TOKENS = 32
 
 
 class Thinking(msgspec.Struct, frozen=True):
-    """Marks around thinking that may come before an answer bound by a grammar; ``inside``: the prompt has opened it."""
+    """Thinking that may come before the answer, told by its marks.
+
+    Attributes:
+        begin, end: the marks.
+        inside: the prompt has opened it.
+        budget: tokens between the marks after which the end mark is forced; None: no bound.
+    """
 
     begin: str
     end: str
     inside: bool = False
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            _check_int("thinking.budget", self.budget, 0, MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         bad_words: texts that the output must not contain: the last token of one is not drawn behind the others.
         bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
         grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
-        thinking: what may come before the output that ``grammar`` binds.
+        thinking: what may come before the output that ``grammar`` binds, and how long it may be.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
         prompt_logprobs: the same at each token of the prompt but the first.
     """
@@ -153,6 +164,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def has_penalties(self) -> bool:
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def needs_matcher(self) -> bool:
+        """Whether somebody must follow the output, token by token, to say what may come next."""
+        return self.grammar is not None or (self.thinking is not None and self.thinking.budget is not None)
 
     @property
     def needs_history(self) -> bool:

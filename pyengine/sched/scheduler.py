@@ -71,7 +71,7 @@ class Scheduler:
         self,
         limits: SchedulerLimits,
         blocks: BlockManager,
-        make_grammar: Callable[[str, Thinking | None], Grammar] | None = None,
+        make_grammar: Callable[[str | None, Thinking | None], Grammar] | None = None,
         policy: StepPolicy | None = None,
     ):
         self.limits = limits
@@ -106,7 +106,7 @@ class Scheduler:
         for index in range(request.params.n):
             seq = Sequence(request, index, self._num_arrived, max_tokens)
             seq.parent = group[0] if group else None
-            if request.params.grammar is not None:
+            if request.params.needs_matcher:
                 seq.grammar = self._make_grammar(request.params.grammar, request.params.thinking)
             self._num_arrived += 1
             group.append(seq)

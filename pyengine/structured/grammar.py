@@ -14,9 +14,11 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pyengine.errors import RequestError
+from pyengine.structured.schema_width import TooWide, check_width
 
 MAX_SOURCE_CHARS = 1 << 18
 MAX_CHOICES = 4096
+MAX_ITEMS_IN_ROW = 2000
 KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
 
@@ -82,6 +84,8 @@ def _compile(kind: str, source: str) -> tuple[str, str]:
     except (ValueError, RecursionError) as error:
         return "", str(error)
     problem = _problem(kind, grammar)
+    if kind == "json" and not problem:
+        problem = _width_problem(source)
     return ("", problem) if problem else (grammar, "")
 
 
@@ -102,6 +106,15 @@ def _problem(kind: str, grammar: str) -> str:
     return "nothing matches it" if problem.startswith("NoExtension") else problem
 
 
+def _width_problem(schema: str) -> str:
+    """Why a well-formed schema could fail further on, where ``_problem`` does not look; "" where it could not."""
+    try:
+        check_width(json.loads(schema), MAX_ITEMS_IN_ROW)
+    except TooWide as error:
+        return str(error)
+    return ""
+
+
 @cache
 def _bytes_as_tokens() -> LLTokenizer:
     return LLTokenizer("byte")
@@ -109,4 +122,4 @@ def _bytes_as_tokens() -> LLTokenizer:
 
 def parser_limits() -> LLParserLimits:
     """Bounds of the automata, for checking here and for matching in the engine alike."""
-    return LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_items_in_row=2000)
+    return LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_items_in_row=MAX_ITEMS_IN_ROW)

@@ -24,7 +24,7 @@ class LazyGrammars:
         self._tokenizer_path = tokenizer_path
         self._vocab_size = vocab_size
 
-    def make(self, grammar: str, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
+    def make(self, grammar: str | None, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
         return self._factory.make(grammar, thinking)
 
     def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar]) -> np.ndarray:

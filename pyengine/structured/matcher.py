@@ -20,6 +20,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask, fi
 from pyengine.sampling_params import Thinking
 from pyengine.structured.grammar import parser_limits
 from pyengine.structured.thinking import MarkTokens, ThinkingGrammar
+from pyengine.structured.thinking_budget import Unbound
 from pyengine.text.tokenizer import Tokenizer
 
 # A mask takes 5 to 30 us, now and then milliseconds (a string near its maxLength); waking threads takes 10.
@@ -89,9 +90,11 @@ class GrammarFactory:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._marks: dict[tuple[str, str], MarkTokens] = {}
 
-    def make(self, grammar: str, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
-        """A matcher for ``grammar`` (of ``compile_grammar``), perhaps behind thinking, under way on a thread."""
-        bound = SequenceGrammar(self._threads.submit(self._make, grammar))
+    def make(self, grammar: str | None, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
+        """A matcher for ``grammar`` (of ``compile_grammar``), perhaps behind thinking, under way on a thread. Without a
+        grammar the thinking is all that it looks at.
+        """
+        bound = Unbound() if grammar is None else SequenceGrammar(self._threads.submit(self._make, grammar))
         if thinking is None:
             return bound
         marks = self._threads.submit(self._find_marks, thinking.begin, thinking.end)

@@ -3,6 +3,8 @@
     prompt has opened it:     [ thinking ... </think> ]  answer
     the model may open it:    [ <think> ... </think> ]?  answer          answer: bound by the grammar
 
+Thinking may have a budget: once it is used up, only the end mark can be drawn. The answer may then be free as well.
+
 The marks are looked for in bytes, since a mark need not be one token. A token that ends the thinking and already begins
 the answer is not allowed, so the answer is whole. White space behind a mark belongs to nobody, as everywhere: models
 that are used to an empty line there may draw one token of it.
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyengine.sampling_params import Thinking
+from pyengine.structured.thinking_budget import Unbound, spelling
 from pyengine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,17 +37,20 @@ class MarkTokens:
     Attributes:
         openers: the tokens that go on with the first mark.
         thinkers: all but those that end the second mark and begin the answer; only where there are such.
+        closers: the tokens that go on with the second mark and do not begin the answer.
         blanks: the tokens that are white space; one mask.
     """
 
     openers: dict[int, np.ndarray]
     thinkers: dict[int, np.ndarray]
+    closers: dict[int, np.ndarray]
     blanks: np.ndarray
 
     @classmethod
     def find(cls, begin: bytes, end: bytes, tokenizer: Tokenizer, vocab_size: int) -> MarkTokens:
         openers: dict[int, list[int]] = defaultdict(list)
         spoilers: dict[int, list[int]] = defaultdict(list)
+        closers: dict[int, list[int]] = defaultdict(list)
         blanks = []
         for token_id in range(vocab_size):
             data = tokenizer.id_to_bytes(token_id)
@@ -52,14 +58,19 @@ class MarkTokens:
                 blanks.append(token_id)
             for drawn in _places(data, begin):
                 openers[drawn].append(token_id)
-            places = [drawn for drawn in _places(data, end) if data[len(end) - drawn :].strip()]
+            fits = _places(data, end)
+            places = [drawn for drawn in fits if data[len(end) - drawn :].strip()]
+            for drawn in set(fits).difference(places):
+                closers[drawn].append(token_id)
             if end in data[1:] and data.partition(end)[2].strip():
                 places = range(len(end))
             for drawn in places:
                 spoilers[drawn].append(token_id)
+        closers |= {drawn: [token_id] for drawn, token_id in spelling(end, tokenizer, vocab_size).items()}
         return cls(
             {drawn: _bits(ids, vocab_size) for drawn, ids in openers.items()},
             {drawn: ~_bits(ids, vocab_size) for drawn, ids in spoilers.items()},
+            {drawn: _bits(ids, vocab_size) for drawn, ids in closers.items()},
             _bits(blanks, vocab_size),
         )
 
@@ -83,7 +94,7 @@ class ThinkingGrammar:
 
     def __init__(
         self,
-        grammar: SequenceGrammar,
+        grammar: SequenceGrammar | Unbound,
         thinking: Thinking,
         marks: Future[MarkTokens],
         bytes_of: Callable[[int], bytes],
@@ -92,6 +103,8 @@ class ThinkingGrammar:
         self._marks = marks
         self._bytes_of = bytes_of
         self._begin, self._end = thinking.begin.encode(), thinking.end.encode()
+        self._budget = thinking.budget
+        self._num_thought = 0  # tokens
         self._thinks = thinking.inside
         self._may_open = not thinking.inside
         self._matches = True  # what was drawn while it may open is an answer so far
@@ -113,7 +126,14 @@ class ThinkingGrammar:
 
     @property
     def constrains(self) -> bool:
-        return not self._thinks or self._num_drawn in self._marks.result().thinkers
+        if not self._thinks or self._is_over:
+            return self._thinks or self._grammar.constrains
+        return self._grammar.constrains and self._num_drawn in self._marks.result().thinkers
+
+    @property
+    def _is_over(self) -> bool:
+        """The thinking has used up its budget."""
+        return self._budget is not None and self._num_thought >= self._budget
 
     @property
     def bare_matcher(self) -> LLMatcher | None:
@@ -122,7 +142,8 @@ class ThinkingGrammar:
 
     def fill_mask(self, masks: np.ndarray, index: int) -> None:
         if self._thinks:
-            masks[index] = self._marks.result().thinkers[self._num_drawn]
+            marks, drawn = self._marks.result(), self._num_drawn
+            masks[index] = marks.closers.get(drawn, marks.closers.get(0, 0)) if self._is_over else marks.thinkers[drawn]
             return
         if self._matches:
             self._grammar.fill_mask(masks, index)
@@ -135,6 +156,7 @@ class ThinkingGrammar:
 
     def accept(self, token_id: int) -> bool:
         if self._thinks:
+            self._num_thought += 1
             self._think(self._bytes_of(token_id))
             return True
         if self._may_open:

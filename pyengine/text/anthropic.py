@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from pyengine.errors import RequestError
+from pyengine.sampling_params import MAX_TOKENS, Range
 from pyengine.text.effort import check_effort
 from pyengine.text.fields import ChatRequest, select
 from pyengine.text.json_body import parse_object, shape
@@ -45,6 +46,7 @@ NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config",
     "reasoning_effort": "output_config.effort",
+    "thinking_token_budget": "thinking.budget_tokens",
 }
 # Anthropic's own service is meant by these.
 IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
@@ -87,6 +89,7 @@ def _chat(request: CountRequest) -> ChatRequest:
         parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
         chat_template_kwargs=_thinking(request.thinking),
+        thinking_token_budget=_budget(request.thinking or {}),
     )
 
 
@@ -99,6 +102,18 @@ def _thinking(value: dict[str, Any] | None) -> dict[str, bool] | None:
         text = f"thinking.type must be enabled, disabled or adaptive, got {value.get('type')!r:.80}"
         raise RequestError(text, param="thinking.type")
     return {"enable_thinking": False} if value["type"] == "disabled" else None
+
+
+def _budget(thinking: dict[str, Any]) -> int | None:
+    """``thinking.budget_tokens``, which only enabled thinking has."""
+    budget = thinking.get("budget_tokens")
+    if budget is None:
+        return None
+    if thinking["type"] != "enabled":
+        text = f"thinking.budget_tokens goes with type enabled, got type {thinking['type']}"
+        raise RequestError(text, param="thinking.budget_tokens")
+    Range(1, MAX_TOKENS, is_int=True).check("thinking.budget_tokens", budget)
+    return budget
 
 
 def _format(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -26,13 +26,6 @@ def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[
     return compile_grammar(known, "structured_outputs")
 
 
-def grammar_of_call(schema: dict[str, Any]) -> str:
-    """The grammar of one call of a tool, as ``tools.call_schema`` describes it. Raises RequestError."""
-    from pyengine.structured.grammar import compile_grammar
-
-    return compile_grammar({"json": schema}, "tools")
-
-
 def _from_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:
     if value is None:
         return None

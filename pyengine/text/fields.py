@@ -76,6 +76,7 @@ class ChatRequest(_Common, kw_only=True):
     chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
     reasoning_effort: Effort | None = None
     include_reasoning: bool = True
+    thinking_token_budget: int | None = None
 
 
 class CompletionRequest(_Common, kw_only=True):
@@ -137,7 +138,6 @@ _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "thinking_token_budget": (),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),

@@ -23,7 +23,6 @@ from pyengine.text.anthropic import parse_count, parse_messages
 from pyengine.text.bad_words import with_bad_words
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
-from pyengine.text.constraints import grammar_of_call
 from pyengine.text.effort import effort_variables
 from pyengine.text.fields import (
     ChatRequest,
@@ -32,6 +31,7 @@ from pyengine.text.fields import (
     EmbeddingRequest,
     TokenizeRequest,
 )
+from pyengine.text.forced_calls import forced_format, forced_grammar
 from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.message import MessageForm
@@ -42,7 +42,7 @@ from pyengine.text.responses import ResponsesRequest, parse_responses
 from pyengine.text.strict_tools import strict_grammar
 from pyengine.text.tokenizer import Tokenizer, load_tokenizer, unique_ids
 from pyengine.text.tool_formats import find_tool_format
-from pyengine.text.tools import Offer, call_schema, check_tools
+from pyengine.text.tools import Offer, check_tools
 from pyengine.text.validation import AnswerForm, Limits, PreparedPrompt, PreparedRequest
 
 POOLED = SamplingParams(max_tokens=0, seed=0)  # a prompt that is embedded: nothing is drawn
@@ -106,7 +106,8 @@ class TextProcessor:
         self.served_names = tuple(served_names)
         template = text.chat_template.source if text.chat_template is not None else ""
         self.tool_format = find_tool_format(template)
-        self.reasoning = find_reasoning_format(template) if splits_reasoning else None
+        self._thinking = find_reasoning_format(template)
+        self.reasoning = self._thinking if splits_reasoning else None
         # An id that the logits do not have can never be sampled, nor may it be asked for.
         self.eos_token_ids = tuple(i for i in text.tokenizer.eos_token_ids if i < limits.vocab_size)
 
@@ -127,6 +128,8 @@ class TextProcessor:
     def anthropic(self, body: bytes) -> PreparedRequest:
         """A /v1/messages body, parsed, checked, rendered and tokenised."""
         chat = parse_messages(body, self.limits)
+        if self._thinking is None:  # whether a model thinks is up to its template there; one that does not keeps any
+            chat.thinking_token_budget = None
         with renamed(anthropic.NAMES):
             return self.prepare_chat(chat)
 
@@ -141,7 +144,8 @@ class TextProcessor:
         params = self._check(request, num_prompts=1)
         offer = self._tools(request.tools, request.tool_choice)
         text = self._render_chat(request, offer)
-        params = self._forced(offer, self._behind_thinking(self._strict(offer, params), text))
+        params = self._behind_thinking(self._strict(offer, params), text, self._budget(request))
+        params = self._forced(offer, params, request.parallel_tool_calls)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
@@ -173,25 +177,41 @@ class TextProcessor:
             raise RequestError("a strict tool cannot be offered beside an answer of another format", param=where)
         return msgspec.structs.replace(params, grammar=strict_grammar(offer, self.tool_format, self.tokenizer))
 
-    def _forced(self, offer: Offer, params: SamplingParams) -> SamplingParams:
-        """A call that must be is a matter of grammar: the answer is its JSON and nothing else."""
+    def _forced(self, offer: Offer, params: SamplingParams, parallel: bool) -> SamplingParams:
+        """A call that must be is a matter of grammar: the answer is calls and nothing else."""
         if not offer.forced:
             return params
         if params.grammar is not None:
             raise RequestError("tool_choice cannot force a call of an answer in another format", param="tool_choice")
-        return msgspec.structs.replace(params, grammar=grammar_of_call(call_schema(offer.forced)))
+        grammar = forced_grammar(offer, self.tool_format, parallel, self.tokenizer)
+        return msgspec.structs.replace(params, grammar=grammar, thinking=None)
 
-    def _behind_thinking(self, params: SamplingParams, prompt: str) -> SamplingParams:
-        """A grammar binds the answer, not the thinking before it."""
-        if params.grammar is None:
+    def _behind_thinking(self, params: SamplingParams, prompt: str, budget: int | None = None) -> SamplingParams:
+        """A grammar binds the answer, not the thinking before it; a budget binds the thinking."""
+        if params.grammar is None and budget is None:
             return params
-        return msgspec.structs.replace(params, thinking=thinking_before(self.reasoning, prompt))
+        marks = self._thinking if params.grammar is None else self.reasoning
+        return msgspec.structs.replace(params, thinking=thinking_before(marks, prompt, budget))
+
+    def _budget(self, request: ChatRequest) -> int | None:
+        """Tokens of thinking that a request allows; None: all. Refused where there is no telling what thinking is."""
+        budget = request.thinking_token_budget
+        if budget is None:
+            return None
+        validation.RANGES["thinking_token_budget"].check("thinking_token_budget", budget)
+        if budget >= 0 and self._thinking is None:
+            raise RequestError(
+                "thinking_token_budget needs a model whose chat template marks its thinking, which this one's does "
+                "not: leave it out, or bound the answer by max_tokens",
+                param="thinking_token_budget",
+            )
+        return budget if budget >= 0 else None
 
     def _message_form(self, request: ChatRequest, offer: Offer, prompt: str) -> MessageForm:
         tools = self.tool_format if offer.tools else None
         reasoning = self.reasoning
         if offer.forced:
-            tools, reasoning = dataclasses.replace(tools, bare=True), None
+            tools, reasoning = forced_format(offer, tools, request.parallel_tool_calls), None
         return MessageForm(
             tools=tools,
             tool_names=offer.names,

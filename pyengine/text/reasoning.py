@@ -35,11 +35,15 @@ def starts_inside(reasoning: ReasoningFormat, prompt: str) -> bool:
     return prompt.rstrip().endswith(reasoning.begin)
 
 
-def thinking_before(reasoning: ReasoningFormat | None, prompt: str) -> Thinking | None:
-    """What an answer to this prompt may begin with before a grammar binds it: nothing once the prompt ended it."""
+def thinking_before(
+    reasoning: ReasoningFormat | None, prompt: str, budget: int | None = None
+) -> Thinking | None:
+    """What an answer to this prompt may begin with before a grammar binds it: nothing once the prompt ended it.
+    ``budget``: tokens of it at most.
+    """
     if reasoning is None or prompt.rstrip().endswith(reasoning.end):
         return None
-    return Thinking(reasoning.begin, reasoning.end, starts_inside(reasoning, prompt))
+    return Thinking(reasoning.begin, reasoning.end, starts_inside(reasoning, prompt), budget)
 
 
 def num_tokens_inside(token_ids: Sequence[int], reasoning: ReasoningFormat, tokenizer: Tokenizer) -> int:

@@ -38,7 +38,7 @@ def strict_grammar(offer: Offer, tool_format: ToolFormat, tokenizer: Tokenizer) 
 
 
 def _lark(schema: dict[str, Any], tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
-    begin, end = (_special_token(mark, tokenizer) for mark in (tool_format.begin, tool_format.end))
+    begin, end = (special_token(mark, tokenizer) for mark in (tool_format.begin, tool_format.end))
     calls = "one" if not tool_format.is_list else "(one | list)"
     rules = [
         "start: call* TEXT",
@@ -61,7 +61,7 @@ def _loosened(tool: dict[str, Any], is_strict: bool) -> dict[str, Any]:
     return tool if is_strict else {"function": {"name": tool["function"]["name"], "parameters": _ANY_OBJECT}}
 
 
-def _special_token(mark: str, tokenizer: Tokenizer) -> str | None:
+def special_token(mark: str, tokenizer: Tokenizer) -> str | None:
     """A mark that is a special token, which no text of the grammar matches, as the grammar names it."""
     token_id = tokenizer.token_to_id(mark) if mark else None
     return f"<[{token_id}]>" if token_id is not None and token_id in tokenizer.special_ids else None

@@ -22,6 +22,8 @@ class ToolFormat:
         is_list: a JSON array of calls may follow ``begin``.
         bare: an answer that begins with ``{`` is a call without ``begin``, if it names a tool that exists.
         separator: may stand between bare calls.
+        holds_several: an answer may have more than one call. Llama 3's templates refuse a history with such answers,
+            though what its models write is read all the same.
         call_id_chars: length of a call's id that the template demands; 0: any.
     """
 
@@ -33,6 +35,7 @@ class ToolFormat:
     is_list: bool = False
     bare: bool = False
     separator: str = ""
+    holds_several: bool = True
     call_id_chars: int = 0
 
     @property
@@ -44,7 +47,12 @@ FORMATS = (
     ToolFormat("hermes", signs=("<tool_call>",), begin="<tool_call>", end="</tool_call>"),
     ToolFormat("mistral", signs=("[TOOL_CALLS]",), begin="[TOOL_CALLS]", is_list=True, call_id_chars=9),
     ToolFormat(
-        "llama3_json", signs=("<|start_header_id|>", "parameters"), begin="<|python_tag|>", bare=True, separator=";"
+        "llama3_json",
+        signs=("<|start_header_id|>", "parameters"),
+        begin="<|python_tag|>",
+        bare=True,
+        separator=";",
+        holds_several=False,
     ),
 )
 

@@ -34,6 +34,7 @@ from pyengine.text.tokenizer import check_encodable
 DEFAULT_COMPLETION_TOKENS = 16  # what OpenAI's /v1/completions generates when max_tokens is not given
 # Of fields that are none of SamplingParams'.
 RANGES = {
+    "thinking_token_budget": Range(-1, MAX_TOKENS, is_int=True),
     "top_logprobs": Range(0, MAX_LOGPROBS, is_int=True),
     "priority": Range(-(1 << 31), (1 << 31) - 1, is_int=True),
 }

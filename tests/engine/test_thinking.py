@@ -65,14 +65,33 @@ def test_thinking_that_does_not_end_is_cut_by_length(llm):
     assert output.finish_reason == "length" and output.text == free.text
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["in order", "overlapped"])
+@pytest.mark.parametrize("grammar", [None, GRAMMAR], ids=["free", "bound"])
+def test_a_budget_ends_the_thinking_and_an_answer_follows(llm, overlap, grammar):
+    llm._engine._overlap = overlap
+    free = _run(llm, True)
+    end = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
+    for budget in (0, 4):
+        bound = _run(llm, True, grammar=grammar, thinking=Thinking("<think>", "</think>", True, budget))
+        assert bound.token_ids[:budget] == free.token_ids[:budget]
+        assert bound.token_ids[budget:][: len(end)] == end
+        answer = json.loads(bound.text.split("</think>")[-1])  # this model likes to write the mark once more
+        assert (set(answer) == {"total", "sure"}) is (grammar is not None) and bound.finish_reason == "stop"
+    large = _run(llm, True, grammar=grammar, thinking=Thinking("<think>", "</think>", True, 50))
+    llm._engine._overlap = False
+    assert large.text.startswith(free.text.split("</think>")[0] + "</think>")
+    assert large.token_ids == free.token_ids or grammar is not None
+
+
 def test_a_crowd_of_thinkers_and_others(llm):
     kinds = [
         {"grammar": GRAMMAR, "thinking": Thinking("<think>", "</think>", False)},
         {"grammar": GRAMMAR},
+        {"thinking": Thinking("<think>", "</think>", False, 5)},
         {},
         {"grammar": GRAMMAR, "thinking": Thinking("<think>", "</think>", False), "temperature": 0.7, "seed": 3},
     ]
-    params = [SamplingParams(**{"temperature": 0, "max_tokens": 60, **kinds[i % 4]}) for i in range(12)]
-    together = llm.generate([PROMPT] * 12, params, use_tqdm=False)
-    alone = [llm.generate(PROMPT, each, use_tqdm=False)[0] for each in params[:4]]
+    params = [SamplingParams(**{"temperature": 0, "max_tokens": 60, **kinds[i % 5]}) for i in range(15)]
+    together = llm.generate([PROMPT] * 15, params, use_tqdm=False)
+    alone = [llm.generate(PROMPT, each, use_tqdm=False)[0] for each in params[:5]]
     assert [each.outputs[0].text for each in together] == [each.outputs[0].text for each in alone] * 3

@@ -122,10 +122,11 @@ def test_strict_tools_are_bound():
 
 
 def test_forced_calls():
-    for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+    one = {"type": "any", "disable_parallel_tool_use": True}
+    for choice, is_one in (({"type": "any"}, False), (one, True), ({"type": "tool", "name": "weather"}, True)):
         request = prepare(tools=[TOOL], tool_choice=choice)
-        assert request.prompts[0].params.grammar and request.form.message.tools.bare
-    whole, _ = run('{"name": "weather", "arguments": {"a": 1}}', 3, tools=[TOOL], tool_choice={"type": "any"})
+        assert request.prompts[0].params.grammar and request.form.message.tools.bare is is_one
+    whole, _ = run('{"name": "weather", "arguments": {"a": 1}}', 3, tools=[TOOL], tool_choice=one)
     assert whole["stop_reason"] == "tool_use" and whole["content"][0]["input"] == {"a": 1}
 
 

@@ -18,7 +18,7 @@ from pyengine.text.processor import ModelText, TextProcessor
 from pyengine.text.validation import Limits
 
 BPE = bpe_tokenizer()
-TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{# <tool_call> #}", {})
+TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{# <tool_call> </think> #}", {})
 LIMITS = Limits(max_model_len=4096, vocab_size=BPE.vocab_size, hidden_size=64)
 TEXT = TextProcessor(ModelText(BPE, TEMPLATE), LIMITS, ["served"], splits_reasoning=True)
 USER = {"role": "user", "content": "hi"}
@@ -82,8 +82,9 @@ CHAT = {
     "add_generation_prompt": ([True, False], [1]),
     "continue_final_message": ([True], [{"continue_final_message": True, "add_generation_prompt": True}, 1]),
     "chat_template_kwargs": ([{"a": 1, "b": None}], [{"a": []}, 5]),
-    "reasoning_effort": (["none"], ["medium", "high", "very", 5]),
+    "reasoning_effort": (["medium"], ["none", "high", "very", 5]),
     "include_reasoning": ([True, False], [1]),
+    "thinking_token_budget": ([-1, 0, 1000], [-2, 2**24 + 1, 0.5]),
 }
 COMPLETION = {
     "prompt": (["a", ["a", "b"], [5], [[5], [6]]], ["", [], [5, "a"], 5, [BPE.vocab_size]]),
@@ -136,7 +137,14 @@ COUNT = {
     ),
     "thinking": (
         [{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}],
-        [{}, {"type": "wat"}, {"type": "enabled", "wat": 1}, 5],
+        [
+            {},
+            {"type": "wat"},
+            {"type": "enabled", "wat": 1},
+            {"type": "enabled", "budget_tokens": 0},
+            {"type": "adaptive", "budget_tokens": 9},
+            5,
+        ],
     ),
     "cache_control": ([{"type": "ephemeral"}], []),
 }
@@ -149,7 +157,7 @@ MESSAGES = {
     "top_p": COMMON["top_p"],
     "top_k": COMMON["top_k"],
     "output_config": (
-        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"effort": "none"}],
+        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"effort": "medium"}],
         [{"effort": "low"}, {"effort": 5}, {"format": {}}],
     ),
 }
@@ -169,7 +177,7 @@ RESPONSES = {
     ),
     "parallel_tool_calls": ([False], [0]),
     "reasoning": (
-        [{}, {"effort": "none"}, {"effort": None, "summary": None}],
+        [{}, {"effort": "medium"}, {"effort": None, "summary": None}],
         [{"effort": "high"}, {"effort": "very"}, {"effort": []}, {"summary": "auto"}, {"wat": 1}, 5],
     ),
 }

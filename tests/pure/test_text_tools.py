@@ -15,6 +15,7 @@ from pyengine.protocol import FinishReason, TokenDelta
 from pyengine.sampling_params import SamplingParams
 from pyengine.text.answer_parts import CallArguments, CallBegin, Content, Reasoning
 from pyengine.text.chat_template import ChatTemplate
+from pyengine.text.forced_calls import MAX_FORCED_CALLS
 from pyengine.text.generation import Generation, TextDelta
 from pyengine.text.json_scan import MAX_DEPTH, JsonScanner
 from pyengine.text.message import Message, MessageForm
@@ -481,7 +482,7 @@ def test_a_forced_call_is_a_grammar():
     weather = {"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": True}}
     clock = {"type": "function", "function": {"name": "time"}}
     bern = '{"name": "weather", "arguments": {"city": "Bern"}}'
-    required = chat(tools=[weather, clock], tool_choice="required")
+    required = chat(tools=[weather, clock], tool_choice="required", parallel_tool_calls=False)
     grammar = required.prompts[0].params.grammar
     assert accepts(grammar, bern) and accepts(grammar, '{"name": "time", "arguments": {}}')
     for wrong in (
@@ -502,3 +503,39 @@ def test_a_forced_call_is_a_grammar():
     other = {"type": "function", "function": {"name": "b", "parameters": {"$defs": {"City": {"type": "null"}}}}}
     with pytest.raises(RequestError, match="tools define 'City' in two ways"):
         chat(tools=[weather, other], tool_choice="required")
+
+
+def test_one_call_or_several_may_be_forced():
+    noon, moon = (json.dumps({"name": "time", "arguments": {"at": at}}) for at in ("noon", "moon"))
+    clock = {"type": "function", "function": {"name": "time", "parameters": {"type": "object"}}}
+    asked = {"tools": [TOOL, clock], "tool_choice": "required"}
+
+    def forced(mark: str = "<tool_call>", **more: object):
+        request = chat(TEMPLATE.replace("<tool_call>", mark), **asked | more)
+        return request.prompts[0].params.grammar, request.form.message
+
+    hermes, message = forced()
+    mistral, list_message = forced("[TOOL_CALLS]")
+    block = f"<tool_call>\n{noon}\n</tool_call>"
+    several = {
+        f"{block}\n<tool_call>{moon}</tool_call>": (hermes, message),
+        f"[TOOL_CALLS] [{noon}, {moon}]": (mistral, list_message),
+    }
+    for text, (grammar, form_) in several.items():
+        assert accepts(grammar, text) and form_.reasoning is None
+        for size in (1, 4, 100):
+            read_calls = [("time", '{"at": "noon"}'), ("time", '{"at": "moon"}')]
+            assert seen(read(text, [size], form_)) == ("", "", read_calls, "tool_calls")
+    assert accepts(hermes, block) and accepts(mistral, f"[TOOL_CALLS][{noon}]")
+    assert accepts(hermes, block * MAX_FORCED_CALLS) and not accepts(hermes, block * (MAX_FORCED_CALLS + 1))
+    many = [f"[TOOL_CALLS][{','.join([noon] * count)}]" for count in (MAX_FORCED_CALLS, MAX_FORCED_CALLS + 1)]
+    assert [accepts(mistral, text) for text in many] == [True, False]
+    for wrong in ("", noon, f"Well, {block}", f"{block} so", f"{block}<tool_call>5</tool_call>"):
+        assert not accepts(hermes, wrong)
+    for wrong in ("[TOOL_CALLS][]", noon, f"[TOOL_CALLS]{noon}", f"[TOOL_CALLS][{noon},]"):
+        assert not accepts(mistral, wrong)
+    named = {"type": "function", "function": {"name": "time"}}
+    llama = forced("<|start_header_id|> parameters")
+    for alone in (forced(parallel_tool_calls=False), forced(tool_choice=named), llama):
+        assert accepts(alone[0], noon) and not accepts(alone[0], block) and not accepts(alone[0], noon + noon)
+        assert seen(read(noon, [3], alone[1])) == ("", "", [("time", '{"at": "noon"}')], "tool_calls")

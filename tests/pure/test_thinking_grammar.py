@@ -106,6 +106,9 @@ def test_a_token_that_ends_the_thinking_does_not_begin_the_answer():
         def id_to_bytes(self, token_id: int) -> bytes:
             return self.pieces[token_id]
 
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [self.pieces.index(text.encode())]
+
     marks = MarkTokens.find(b"<think>", b"</think>", Tokenizer(), len(Tokenizer.pieces))
 
     def bits(mask: np.ndarray) -> set[int]:
@@ -115,6 +118,7 @@ def test_a_token_that_ends_the_thinking_does_not_begin_the_answer():
     assert bits(marks.thinkers[0]) & everything == everything - {6, 11}
     assert bits(marks.thinkers[7]) & everything == everything - {4, 11}
     assert bits(marks.blanks) == {8}
+    assert {drawn: bits(mask) for drawn, mask in marks.closers.items()} == {0: {5}, 2: {1}, 7: {2, 3}}
     assert {drawn: bits(mask) for drawn, mask in marks.openers.items()} == {0: {10}, 1: {1}, 6: {2, 3, 4}}
 
 

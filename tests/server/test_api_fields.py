@@ -197,6 +197,24 @@ def test_calls_and_thinking_in_the_shapes_of_the_client(tmp_path):
         check_forced_calls(client)
 
 
+def check_streamed_calls(client, arguments):
+    """As many calls as the model likes, or exactly one: streamed they are those of the plain answer."""
+    mark = client.post("/../tokenize", cast_to=dict, body={"prompt": "<tool_call>", "add_special_tokens": False})
+    eager = arguments | {"max_tokens": 110, "logit_bias": {str(mark["tokens"][0]): 50}}  # it goes on where it may
+    for parallel, reason in ((True, "length"), (False, "tool_calls")):
+        asked = eager | {"tool_choice": "required", "parallel_tool_calls": parallel}
+        choice = client.chat.completions.create(**asked).choices[0]
+        whole = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls]
+        assert (len(whole) > 1) is parallel and (choice.finish_reason, choice.message.content) == (reason, None)
+        streamed: list[list[str]] = []
+        for chunk in client.chat.completions.create(**asked, stream=True):
+            for piece in chunk.choices[0].delta.tool_calls or []:
+                if piece.id:
+                    streamed.append([piece.function.name, ""])
+                streamed[piece.index][1] += piece.function.arguments
+        assert list(map(tuple, streamed)) == whole
+
+
 def check_forced_calls(client):
     parameters = {
         "type": "object",
@@ -206,10 +224,12 @@ def check_forced_calls(client):
     }
     tool = {"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": True}}
     arguments = {"model": MODEL, "messages": FRANCE, "tools": [tool], "temperature": 0, "max_tokens": 60}
-    choice = client.chat.completions.create(**arguments, tool_choice="required").choices[0]
+    one = {"tool_choice": "required", "parallel_tool_calls": False}
+    choice = client.chat.completions.create(**arguments, **one).choices[0]
     (call,) = choice.message.tool_calls
     assert choice.finish_reason == "tool_calls" and choice.message.content is None
     assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Bern", "Paris")
+    check_streamed_calls(client, arguments)
     named = {"type": "function", "function": {"name": "weather"}}
     chunks = [each.choices[0] for each in client.chat.completions.create(**arguments, tool_choice=named, stream=True)]
     pieces = [piece for chunk in chunks for piece in chunk.delta.tool_calls or []]

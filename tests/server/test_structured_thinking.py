@@ -65,6 +65,20 @@ def test_a_choice_behind_thinking(thinker):
     assert message.content in ("even", "odd") and message.reasoning
 
 
+def test_a_budget_ends_the_thinking_plain_and_streamed(thinker):
+    free = thinker.chat.completions.create(**ARGUMENTS).choices[0].message.reasoning
+    for form in ({}, {"response_format": FORM}):
+        asked = {**ARGUMENTS, **form, "extra_body": {"thinking_token_budget": 6}}
+        answer = thinker.chat.completions.create(**asked)
+        message = answer.choices[0].message
+        assert free.startswith(message.reasoning) and 0 < len(message.reasoning) < len(free)
+        assert answer.choices[0].finish_reason == "stop"  # a free answer may be none at all: this is a small model
+        assert not form or set(json.loads(message.content)) == {"total"}
+        chunks = [chunk.choices[0].delta for chunk in thinker.chat.completions.create(**asked, stream=True)]
+        assert "".join(delta.content or "" for delta in chunks) == (message.content or "")
+        assert "".join(getattr(delta, "reasoning", None) or "" for delta in chunks) == message.reasoning
+
+
 def test_a_prompt_that_has_ended_the_thinking_is_bound_at_once(thinker):
     body = {"chat_template_kwargs": {"thinking": False}}
     message = thinker.chat.completions.create(**ARGUMENTS, response_format=FORM, extra_body=body).choices[0].message
