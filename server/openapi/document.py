@@ -120,7 +120,8 @@ def _success(operation: Operation) -> dict[str, Any]:
     if operation.event is not None:
         name = operation.event.__name__
         description = f"An object, or with stream: true server-sent events, each with a {name} as data"
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-data": _ref(operation.event)}
+        # No schema: tools disagree whether it is of the body, a string, or of each event, an object.
+        content["text/event-stream"] = {"schema": {}, "x-event-data": _ref(operation.event)}
     return {"description": description, "content": content}
 
 
