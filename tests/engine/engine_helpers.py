@@ -71,3 +71,12 @@ def ragged_jobs() -> dict[str, tuple[list[int], SamplingParams]]:
         )
         jobs[f"r{i}"] = (prompt, params)
     return jobs
+
+
+def generate_alone(make_engine) -> dict[tuple[str, int], list[int]]:
+    """Every ragged job by itself, whole, uncached, op by op: the truth the other runs must reproduce."""
+    engine = make_engine(prefix_caching=False, enforce_eager=True, max_num_batched_tokens=1024)
+    tokens = {}
+    for name, job in ragged_jobs().items():
+        tokens |= generate(engine, {name: job})
+    return tokens

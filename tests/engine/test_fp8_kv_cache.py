@@ -5,7 +5,7 @@ so neither cuts nor company nor second lives of blocks change a bit.
 from __future__ import annotations
 
 import pytest
-from engine_helpers import generate, ragged_jobs
+from engine_helpers import generate, generate_alone, ragged_jobs
 
 
 @pytest.fixture(scope="module")
@@ -15,12 +15,7 @@ def make_fp8_engine(make_engine):
 
 @pytest.fixture(scope="module")
 def alone(make_fp8_engine):
-    """Every request by itself, whole, uncached, op by op."""
-    engine = make_fp8_engine(prefix_caching=False, enforce_eager=True, max_num_batched_tokens=1024)
-    tokens = {}
-    for name, job in ragged_jobs().items():
-        tokens |= generate(engine, {name: job})
-    return tokens
+    return generate_alone(make_fp8_engine)
 
 
 def test_the_cache_is_fp8(alone, make_engine, make_fp8_engine):

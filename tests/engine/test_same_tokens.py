@@ -5,19 +5,14 @@ logits are close.
 from __future__ import annotations
 
 import pytest
-from engine_helpers import generate, ragged_jobs
+from engine_helpers import generate, generate_alone, ragged_jobs
 
 from pyengine import ops
 
 
 @pytest.fixture(scope="module")
 def alone(make_engine):
-    """Every request by itself, whole, uncached, op by op: the truth the other runs must reproduce."""
-    engine = make_engine(prefix_caching=False, enforce_eager=True, max_num_batched_tokens=1024)
-    tokens = {}
-    for name, job in ragged_jobs().items():
-        tokens |= generate(engine, {name: job})
-    return tokens
+    return generate_alone(make_engine)
 
 
 def test_the_model_is_a_hard_case(alone):

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Boxes of a paged cache on their way to shared memory by the copy engine (PTX ISA, "cp.async.bulk.tensor"; sm_90
-// and up). One thread asks for a box, whatever its size: a warp spends an
-// instruction on 4 KiB where cp.async takes eight and their addresses.
+// Boxes of a paged cache on their way to shared memory by the copy engine (PTX ISA, "cp.async.bulk.tensor"; sm_90 and
+// up). One thread asks for a box, whatever its size: a warp spends an instruction on 4 KiB where cp.async takes eight
+// and their addresses.
 //
 // The box that all this is about: 16 tokens of one head of one block, all of head_dim, as blocks of 64 columns:
 //   [head_dim / 64][16 rows][128 bytes], the 16-byte vector v of row r in place v ^ r % 8 of its row
@@ -16,7 +16,7 @@
 
 namespace pe::cuda {
 
-constexpr int kBoxRowBytes = 128, kBoxColumns = 64, kBoxTokens = 16, kBoxAlign = 1024;
+constexpr int kBoxRowBytes = 128, kBoxColumns = 64, kBoxTokens = 16;
 constexpr int box_bytes(int head_dim) { return kBoxTokens * head_dim * 2; }
 
 #if defined(PE_SIMT)

@@ -92,19 +92,6 @@ inline void allow_smem(const char* op, const void* kernel, size_t bytes) {
   allowed.insert({kernel, device});
 }
 
-// An SM divides its memory between L1 and shared memory, and runs dry before it divides it anew: a kernel that wants
-// hardly any could not run beside the next one that wants all. So every kernel of ours asks for the same division.
-inline void prefer_smem(const char* op, const void* kernel) {
-  static std::mutex mutex;
-  static std::set<std::pair<const void*, int> > asked;
-  int device = 0;
-  check_cuda(op, cudaGetDevice(&device));
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (!asked.insert({kernel, device}).second) return;
-  check_cuda(
-      op, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
-}
-
 // Whether the current device can start a kernel early; asked once per device.
 inline bool can_overlap(const char* op) {
   constexpr int kMaxDevices = 64;
@@ -123,7 +110,6 @@ inline bool can_overlap(const char* op) {
 template <typename... Params, typename... Args>
 void launch(const LaunchConfig& config, void (*kernel)(Params...), Args&&... args) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return;
-  prefer_smem(config.op, reinterpret_cast<const void*>(kernel));
   allow_smem(config.op, reinterpret_cast<const void*>(kernel), config.smem_bytes);
   cudaLaunchAttribute overlaps{};
   overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
