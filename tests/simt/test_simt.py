@@ -1,6 +1,7 @@
 """The CUDA kernels on the CPU: each C++ test of this folder is built by g++ with the SIMT emulator and run.
 
-test_NAME.cpp is linked with the kernels of the folder csrc/cuda/NAME, or of the one that holds NAME.cu.
+test_NAME.cpp is linked with the kernels of the folder csrc/cuda/NAME, or of the one that holds NAME.cu, or of the one
+that its line "// kernels: FOLDER" names.
 AddressSanitizer and the cheap checks of UBSan see what guard bytes do not: reads outside buffers, misaligned vectors.
 Needs g++, x86-64 and the CUDA headers (cuda_bf16.h), which come with any toolkit; no GPU, no nvcc.
 """
@@ -66,7 +67,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 def kernels_of(test: Path) -> list[str]:
     """The .cu files that a test is linked with; none for the emulator's own test."""
-    name = test.stem.removeprefix("test_").removesuffix("_test")
+    named = re.search(r"^// kernels: (\w+)$", test.read_text(), re.MULTILINE)
+    name = named[1] if named else test.stem.removeprefix("test_").removesuffix("_test")
     if name == "emulator":
         return []
     folders = [path for path in CUDA.iterdir() if path.name == name or (path / f"{name}.cu").exists()]
