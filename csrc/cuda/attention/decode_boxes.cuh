@@ -35,17 +35,6 @@ struct PairMemory {
   }
 };
 
-template <int kDim>
-struct RingPosition {
-  int slot = 0;
-  uint32_t parity = 0;  // of the passes through the ring
-  __device__ __forceinline__ void advance() {
-    if (++slot < kBoxGroups<kDim>) return;
-    slot = 0;
-    parity ^= 1;
-  }
-};
-
 // ---- the fetching warp ----------------------------------------------------------------------------------------------
 
 template <int kDim>
@@ -116,7 +105,7 @@ class BoxFetcher {
   const PairMemory<kDim>& memory_;
   const Job* job_ = nullptr;
   int blocks_ = 0, next_blocks_ = 0, num_jobs_ = 0;
-  RingPosition<kDim> at_;
+  RingPosition<kBoxGroups<kDim>> at_;
 };
 
 // Tickets of items, longest first, then of rows to merge. The first ones go round the SMs where all CTAs run at once.
@@ -170,7 +159,7 @@ class BoxReader {
  private:
   const PairMemory<kDim>& memory_;
   int num_jobs_ = 0;
-  RingPosition<kDim> at_;
+  RingPosition<kBoxGroups<kDim>> at_;
 };
 
 // Where this lane's share of an ldmatrix lies in a box: of the first 16 columns, and how it goes on.
@@ -305,7 +294,7 @@ __device__ __forceinline__ void run_pairs(const RunArgs& args, const KvMaps& map
     prefetch_map(&maps.v);
     memory.init_barriers();
   }
-  __syncthreads();
+  sync_workers();
   if (fetches) {
     run_fetching_warp<T, kDim>(args, maps, memory, warp_id() % kBoxPairs);
   } else {

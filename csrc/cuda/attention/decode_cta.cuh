@@ -36,13 +36,13 @@ class DecodeItems {
       : args_(args), smem_(smem), ticket_(ticket), stream_(args) {
     num_tickets_ = args.plan.header->num_warp_items * args.num_kv_heads;
     for (int i = 0; i < kStages<kDim> - 1; ++i) {
-      __syncthreads();
+      sync_workers();
       fetch_ticket();
-      __syncthreads();
+      sync_workers();
       request_keys();
       request_values();
     }
-    __syncthreads();
+    sync_workers();
     fetch_ticket();
   }
 
@@ -52,7 +52,7 @@ class DecodeItems {
   // The stage that is next in line, K and V; arrived for all warps after this.
   __device__ __forceinline__ const unsigned char* next_stage() {
     cp_async_wait<kStages<kDim> - 2>();
-    __syncthreads();  // all warps' copies have arrived, and all warps are past the stage before
+    sync_workers();  // all warps' copies have arrived, and all warps are past the stage before
     const unsigned char* stage = smem_ + next_ * kStageBytes<kDim>;
     next_ = next_ + 1 == kStages<kDim> ? 0 : next_ + 1;
     return stage;
@@ -193,7 +193,7 @@ __device__ __forceinline__ void run_stage(const RunArgs& args, const Job& job, i
   score_slab<T, kDim, kHalves>(args, job, tile * kTileTokens + warp_id() * kSlabTokens,
                                stage + warp_id() * kSlabBytes<kDim>, q, scores, notes.max[warp_id()]);
   items.request_keys();
-  __syncthreads();  // all maxima
+  sync_workers();  // all maxima
   const auto has = [&](int t) { return tile + t >= job.tiles.begin && tile + t < job.tiles.end; };
   Rescale rescale[kStageTiles][kHalves];
 #pragma unroll
@@ -204,7 +204,7 @@ __device__ __forceinline__ void run_stage(const RunArgs& args, const Job& job, i
   }
   items.request_values();
   items.fetch_ticket();
-  __syncthreads();  // all weights
+  sync_workers();  // all weights
   const int column = warp_id() * 16;
   const unsigned char* const values = stage + kStageBytes<kDim> / 2 + column * 2;
 #pragma unroll
@@ -255,7 +255,7 @@ __device__ __forceinline__ void run_decode_items(const RunArgs& args, unsigned c
       run_decode_item<T, kDim, 2>(args, *job, items, notes);
     }
     if (job->item.split < 0) continue;
-    __syncthreads();
+    sync_workers();
     if (threadIdx.x == 0) arrive(args, *job);
   }
 }

@@ -9,8 +9,12 @@
 // accumulators, the scores and q leave the registers no room for it.
 #pragma once
 #include "cuda/attention/shared_states.cuh"
+#include "cuda/common/warpgroup.cuh"
 
 namespace pe::cuda::attention {
+
+// A barrier of the CTA's computing warps.
+__device__ __forceinline__ void sync_workers() { named_barrier<kWorkersBarrier, kThreads>(); }
 
 struct KeyRange {
   int begin, end;  // keys [begin, end)
@@ -41,18 +45,14 @@ __device__ __forceinline__ KeyRange keys_of_row(int first_position, int row, con
   return {begin > 0 ? begin : 0, position + 1};
 }
 
-__device__ __forceinline__ void finish_job(const RunArgs& args, Job& j, Job* job) {
-  const int seq = j.item.seq, table_row = args.table_rows == nullptr ? seq : args.table_rows[seq];
-  j.table_offset = table_row * args.block_table_stride;
-  j.head_offset = j.kv_head * args.head_stride;
+__device__ __forceinline__ void store_job(const Job& j, Job* job) {
   __syncwarp();  // nobody reads the last job any more
   if (lane_id() == 0) *job = j;
   __syncwarp();
 }
 
-// Writes the job of one warp of an item: rows [row_in_tile, row_in_tile + 16) of its tile. All lanes call.
-__device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, int kv_head, int max_tile_rows,
-                                        int row_in_tile, Job* job) {
+// An item as far as it is the same for all warps.
+__device__ __forceinline__ Job job_of_item(const RunArgs& args, const Item& item, int kv_head, int max_tile_rows) {
   Job j;
   j.item = item;
   j.kv_head = kv_head;
@@ -60,37 +60,70 @@ __device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, i
   const int num_queries = args.query_start[item.seq + 1] - j.query_begin;
   j.first_position = args.seq_lens[item.seq] - num_queries;
   j.tile_rows = min(max_tile_rows, num_queries * args.group - item.first_row);
-  j.row_in_tile = row_in_tile;
-  j.first_row = item.first_row + row_in_tile;
-  j.num_rows = max(0, min(kWarpRows, j.tile_rows - row_in_tile));
-  j.first = keys_of_row(j.first_position, j.first_row, args);
-  j.last = keys_of_row(j.first_position, j.first_row + max(j.num_rows, 1) - 1, args);
   j.keys = {keys_of_row(j.first_position, item.first_row, args).begin,
             keys_of_row(j.first_position, item.first_row + j.tile_rows - 1, args).end};
   j.tiles = {max(item.chunk_begin * kChunkTiles, j.keys.begin / kTileTokens),
              min(item.chunk_end * kChunkTiles, div_ceil(j.keys.end, kTileTokens))};
   j.state_rows = j.tile_rows;
   j.gathered = -1;
-  finish_job(args, j, job);
+  const int table_row = args.table_rows == nullptr ? item.seq : args.table_rows[item.seq];
+  j.table_offset = table_row * args.block_table_stride;
+  j.head_offset = kv_head * args.head_stride;
+  return j;
 }
 
 // The same for an item whose rows are gathered from the sequences of a group; each sees all keys of its chunks.
-__device__ __forceinline__ void set_gathered_job(const RunArgs& args, const Item& item, int kv_head, int row_in_tile,
-                                                 Job* job) {
+__device__ __forceinline__ Job job_of_gathered_item(const RunArgs& args, const Item& item, int kv_head) {
   const Group group = args.plan.groups[args.plan.shared_rows[item.shared].group];
   Job j;
   j.item = item;
   j.kv_head = kv_head;
   j.query_begin = j.first_position = 0;  // of no one sequence
   j.tile_rows = min(kCtaRows, group.first_row + group.num_rows - item.shared);
-  j.row_in_tile = row_in_tile;
-  j.first_row = 0;
-  j.num_rows = max(0, min(kWarpRows, j.tile_rows - row_in_tile));
-  j.first = j.last = j.keys = {0, item.chunk_end * kChunkTokens};
+  j.keys = {0, item.chunk_end * kChunkTokens};
   j.tiles = {item.chunk_begin * kChunkTiles, item.chunk_end * kChunkTiles};
   j.state_rows = group.num_rows;
-  j.gathered = item.shared + row_in_tile;
-  finish_job(args, j, job);
+  j.gathered = item.shared;
+  const int table_row = args.table_rows == nullptr ? item.seq : args.table_rows[item.seq];
+  j.table_offset = table_row * args.block_table_stride;
+  j.head_offset = kv_head * args.head_stride;
+  return j;
+}
+
+// The rows of one warp: [row_in_tile, row_in_tile + 16) of the item's tile.
+__device__ __forceinline__ void set_rows(const RunArgs& args, int row_in_tile, Job& j) {
+  j.row_in_tile = row_in_tile;
+  j.num_rows = max(0, min(kWarpRows, j.tile_rows - row_in_tile));
+  if (j.gathered >= 0) {
+    j.gathered = j.item.shared + row_in_tile;
+    j.first_row = 0;
+    j.first = j.last = j.keys;
+    return;
+  }
+  j.first_row = j.item.first_row + row_in_tile;
+  j.first = keys_of_row(j.first_position, j.first_row, args);
+  j.last = keys_of_row(j.first_position, j.first_row + max(j.num_rows, 1) - 1, args);
+}
+
+// Writes the job of one warp. All lanes call.
+__device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, int kv_head, int max_tile_rows,
+                                        int row_in_tile, Job* job) {
+  Job j = job_of_item(args, item, kv_head, max_tile_rows);
+  set_rows(args, row_in_tile, j);
+  store_job(j, job);
+}
+// The same of a CTA's item, gathered or not.
+__device__ __forceinline__ void set_cta_job(const RunArgs& args, const Item& item, int kv_head, int row_in_tile,
+                                            Job* job) {
+  Job j = item.shared < 0 ? job_of_item(args, item, kv_head, kCtaRows) : job_of_gathered_item(args, item, kv_head);
+  set_rows(args, row_in_tile, j);
+  store_job(j, job);
+}
+// The same from the job of another warp of the CTA.
+__device__ __forceinline__ void set_rows_of_warp(const RunArgs& args, const Job& other, int row_in_tile, Job* job) {
+  Job j = other;
+  set_rows(args, row_in_tile, j);
+  store_job(j, job);
 }
 
 // Some row of the warp sees some key of [token, token + 64).

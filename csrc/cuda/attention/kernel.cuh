@@ -53,21 +53,16 @@ __device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) 
 template <typename T, int kDim>
 __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpMemory& memory) {
   for (bool first = true;; first = false) {
-    __syncthreads();  // everybody is done with the ring and the last ticket
+    sync_workers();  // everybody is done with the ring and the last ticket
     if (threadIdx.x == 0) *memory.ticket = take_cta_ticket(args, first);
-    __syncthreads();
+    sync_workers();
     const int ticket = *memory.ticket;
     if (ticket >= args.plan.header->num_cta_items * args.num_kv_heads) return;
     const Item& item = args.plan.cta_items[ticket / args.num_kv_heads];
-    const int kv_head = ticket % args.num_kv_heads, row = warp_id() * kWarpRows;
-    if (item.shared < 0) {
-      set_job(args, item, kv_head, kCtaRows, row, memory.job);
-    } else {
-      set_gathered_job(args, item, kv_head, row, memory.job);
-    }
+    set_cta_job(args, item, ticket % args.num_kv_heads, warp_id() * kWarpRows, memory.job);
     CtaItem<T, kDim>::run(args, *memory.job, memory.cta_slots);
     if (memory.job->item.split < 0) continue;
-    __syncthreads();
+    sync_workers();
     if (threadIdx.x == 0) arrive(args, *memory.job);
   }
 }
@@ -128,19 +123,82 @@ __device__ __forceinline__ bool has_work_for_ctas(const Header& header) {
   return header.num_cta_items > 0 || header.decodes_by_cta != 0;
 }
 
+// Whether a third warpgroup fetches for the CTA's items: launched where there is a copy engine.
+#if defined(PE_SIMT)
+template <typename Format>
+constexpr bool kFetches = false;
+#else
+template <typename Format>
+constexpr bool kFetches = Format::kByBoxes;
+#endif
+template <typename Format>
+constexpr int threads_of(bool by_boxes) {
+  return kThreads + (kFetches<Format> && by_boxes ? kFetchThreads : 0);
+}
+
+template <typename T, int kDim>
+__device__ __forceinline__ void run_fetching_warps(const RunArgs& args, const KvMaps& maps, unsigned char* smem) {
+#if defined(PE_WGMMA)
+  give_up_registers<kFetchRegisters>();
+  if (!args.settled) wait_for_predecessor();
+  if (args.plan.header->num_cta_items == 0) return;
+  const PrefillMemory<kDim> memory(smem);
+  if (threadIdx.x == kThreads) {
+    prefetch_map(&maps.k_columns);
+    prefetch_map(&maps.v_columns);
+    memory.init_barriers();
+  }
+  wait_for_predecessor();
+  __syncthreads();
+  PrefillFetcher<kDim>(args, maps, memory).run();
+#endif
+}
+
+// The CTA's items, for its computing warps.
+template <typename T, int kDim>
+__device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char* smem, const WarpMemory& memory) {
+#if defined(PE_WGMMA)
+  if constexpr (kFetches<KvFormat<T, kDim>>) {
+    const PrefillMemory<kDim> ring(smem);
+    __syncthreads();  // its barriers are there
+    run_fetched_items<T, kDim>(args, ring, memory.job);
+    sync_workers();
+    if (threadIdx.x == 0) ring.invalidate_barriers();
+    sync_workers();
+    return;
+  }
+#endif
+  run_cta_tickets<T, kDim>(args, memory);
+}
+
+// Code for sm_90a alone takes three warpgroups where two compute.
+#if defined(PE_WGMMA)
+template <typename Format>
+constexpr int kMostThreads = threads_of<Format>(true);
+#else
+template <typename Format>
+constexpr int kMostThreads = kThreads;
+#endif
+
 // Pairs wait for the predecessor when they have read their way to the first key, all others before they begin.
 // T: f16 or bf16, or Fp8 of them for a cache in e4m3.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kMostThreads<KvFormat<T, kDim>>, 1)
     attention_kernel(const __grid_constant__ KvMaps maps, const __grid_constant__ RunArgs args) {
   static_assert(kDim % 16 == 0 && kDim >= 16, "head_dim in steps of the products' depth");
   PE_DYNAMIC_SMEM(unsigned char, smem);
   using Format = KvFormat<T, kDim>;
   const WarpMemory memory = warp_memory<Format>(smem, args);
   release_successor();  // its blocks then come to the SMs that find no work
+  if constexpr (kFetches<Format>) {
+    if (warp_id() >= kWarps) return run_fetching_warps<T, kDim>(args, maps, smem);
+#if defined(PE_WGMMA)
+    take_registers<kWorkRegisters>();
+#endif
+  }
   const bool pairs_alone = Format::kByBoxes && args.by_boxes && args.settled && !has_work_for_ctas(*args.plan.header);
   if (!pairs_alone) wait_for_predecessor();
-  if (args.plan.header->num_cta_items > 0) run_cta_tickets<T, kDim>(args, memory);
+  if (args.plan.header->num_cta_items > 0) run_cta_items<T, kDim>(args, smem, memory);
   if (Format::kByCta && args.plan.header->decodes_by_cta != 0) {
     if constexpr (Format::kByCta) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<typename Format::Element, kDim>(args);
@@ -155,9 +213,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <typename T, int kDim>
 void start_attention(const RunArgs& args, const KvMaps& maps, int num_ctas, Stream stream) {
-  const int smem = KvFormat<T, kDim>::smem_bytes(args.num_slots, args.by_cta, args.by_boxes);
-  launch_overlapping(attention_kernel<T, kDim>, dim3(static_cast<unsigned>(num_ctas)), dim3(kThreads),
-                     static_cast<size_t>(smem), stream, "paged_attention", maps, args);
+  using Format = KvFormat<T, kDim>;
+  const int smem = Format::smem_bytes(args.num_slots, args.by_cta, args.by_boxes);
+  launch_overlapping(attention_kernel<T, kDim>, dim3(static_cast<unsigned>(num_ctas)),
+                     dim3(static_cast<unsigned>(threads_of<Format>(args.by_boxes))), static_cast<size_t>(smem), stream,
+                     "paged_attention", maps, args);
 }
 template <int kDim>
 void launch_attention(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// K and V as the copy engine sees them: tensors from which boxes of 16 tokens of one head are taken (bulk_copy.cuh).
+// K and V as the copy engine sees them: tensors from which boxes of 16 tokens of one head are taken (bulk_copy.cuh), of
+// all columns or of 64.
 #pragma once
 #include "cuda/common/bulk_copy.cuh"
 #include "pe/paged_attention.h"
@@ -11,12 +12,12 @@
 namespace pe::cuda::attention {
 
 struct KvMaps {
-  BoxMap k, v;
+  BoxMap k, v, k_columns, v_columns;
 };
 
 #if defined(PE_SIMT)
 
-inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
+inline BoxMap make_box_map(const PagedKV& kv, const void* data, bool) {
   const int64_t size = static_cast<int64_t>(size_of(kv.dtype));
   return {static_cast<const unsigned char*>(data),
           kv.token_stride * size,
@@ -29,7 +30,7 @@ inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
 #else
 
 // Dimensions: column of a block of 64, token, block of 64 columns, head, physical block.
-inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
+inline BoxMap make_box_map(const PagedKV& kv, const void* data, bool all_columns) {
   const auto count = [](int64_t x) { return static_cast<cuuint64_t>(x); };
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   const int blocks_of_columns = kv.head_dim / kBoxColumns;
@@ -37,7 +38,8 @@ inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
                               count(kv.num_blocks)};
   const cuuint64_t strides[] = {bytes(kv.token_stride), bytes(kBoxColumns), bytes(kv.head_stride),
                                 bytes(kv.block_stride)};
-  const cuuint32_t box[] = {kBoxColumns, kBoxTokens, static_cast<cuuint32_t>(blocks_of_columns), 1, 1};
+  const cuuint32_t box[] = {kBoxColumns, kBoxTokens, all_columns ? static_cast<cuuint32_t>(blocks_of_columns) : 1, 1,
+                            1};
   const cuuint32_t steps[] = {1, 1, 1, 1, 1};
   const auto type = kv.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   BoxMap map;
@@ -52,6 +54,9 @@ inline BoxMap make_box_map(const PagedKV& kv, const void* data) {
 
 #endif
 
-inline KvMaps make_kv_maps(const PagedKV& kv) { return {make_box_map(kv, kv.k), make_box_map(kv, kv.v)}; }
+inline KvMaps make_kv_maps(const PagedKV& kv) {
+  return {make_box_map(kv, kv.k, true), make_box_map(kv, kv.v, true), make_box_map(kv, kv.k, false),
+          make_box_map(kv, kv.v, false)};
+}
 
 }  // namespace pe::cuda::attention

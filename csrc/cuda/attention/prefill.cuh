@@ -37,7 +37,7 @@ class TileRing {
  private:
   __device__ __forceinline__ void wait() {
     cp_async_wait<kCtaStages - 2>();
-    __syncthreads();  // all warps' copies have arrived, and all warps are past the tile before
+    sync_workers();  // all warps' copies have arrived, and all warps are past the tile before
   }
   __device__ __forceinline__ unsigned char* slot(int tile, bool values) const {
     return slots_ + (tile % 2 * 2 + values) * kTileBytes<kDim>;

@@ -74,7 +74,7 @@ class TileRing<Fp8<T>, kDim> {
       store16(place, wide[0]);
       store16(place + 16, wide[1]);
     }
-    __syncthreads();  // all rows are there, and all warps are past the matrix before
+    sync_workers();  // all rows are there, and all warps are past the matrix before
     return matrix;
   }
 

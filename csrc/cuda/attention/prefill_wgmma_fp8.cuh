@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ring of prefill_wgmma.cuh over a cache in e4m3: what prefill_fp8.cuh does, for whole warpgroups; the same bits.
+// A ring for prefill_wgmma.cuh over a cache in e4m3: what prefill_fp8.cuh does, for whole warpgroups; the same bits.
 // smem: 4 steps as they arrive, 4 widened (K, V), 192 KiB at D = 128
 // traffic in shared memory: a tile is written and read as it arrives, written once widened, read by each warpgroup:
 // 1024 cycles at D = 128, as many as its products take
@@ -60,7 +60,7 @@ class Fp8StepRing {
     widen(1);
     request(kAhead - 1);  // in the place of step 0
     fence_for_wgmma();
-    __syncthreads();
+    sync_workers();
   }
 
   __device__ __forceinline__ int num_tiles() const { return num_tiles_; }
@@ -68,25 +68,38 @@ class Fp8StepRing {
   __device__ __forceinline__ const unsigned char* values() const {
     return memory_.steps[step_ % Memory::kWidened].values;
   }
-  // After this all warps are done with step - 2, whose place settle() fills, and have widened this one.
+  // After this all warps are done with step - 2, whose place work_ahead() fills, and have widened this one.
   __device__ __forceinline__ void enter(int step) const {
     if (step >= 2) mbarrier_wait(&memory_.done[step % 2], ((step - 2) / 2) & 1);
   }
-  __device__ __forceinline__ void request_ahead(int step) { request(step + kAhead); }
-  // Under the products, before it asks for more: this warp's copies of step + 2 have arrived and are widened. The fence
-  // may wait for all copies on their way, so those that it meets are a step old.
-  __device__ __forceinline__ void settle() const {
+  // While the products of the entered step run: this warp's copies of step + 2 have arrived and are widened, then it
+  // asks for more.
+  __device__ __forceinline__ void work_ahead(int step) {
     cp_async_wait<kAhead - 3>();
     widen(step_ + 2);
     fence_for_wgmma();
+    request(step + kAhead);
   }
-  __device__ __forceinline__ void leave(int step) {
+  __device__ __forceinline__ void leave_keys(int step) {
+    if (step == 0) leave_values(0);  // there were none
+  }
+  // After the products of a step. Two barriers take turns, because a warpgroup may arrive for this step before the
+  // other has waited for the last; it cannot arrive for the next but one before that.
+  __device__ __forceinline__ void leave_values(int step) {
     __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(&memory_.done[step % 2]);
     ++step_;
   }
+  // A warpgroup without rows still does its share for the others.
+  __device__ __forceinline__ void only_fill() {
+    for (int step = 0; step < num_tiles_; ++step) {
+      enter(step);
+      work_ahead(step);
+      leave_values(step);
+    }
+  }
   __device__ __forceinline__ void close() {
-    __syncthreads();
+    sync_workers();
     if (threadIdx.x == 0) {
       mbarrier_invalidate(&memory_.done[0]);
       mbarrier_invalidate(&memory_.done[1]);
@@ -99,7 +112,7 @@ class Fp8StepRing {
   static constexpr int kRowVectors = kDim / 16;         // of 16 elements
   static constexpr int kLaneRows = kWarpSize / kRowVectors, kCount = kRows / kLaneRows;  // a lane's vectors: kCount
   static_assert(kTileTokens == kWarps * kRows && kSlabTokens % kRows == 0, "a warp's rows lie in one slab");
-  static_assert(kAhead >= 4, "settle and the constructor wait for two steps of at least three");
+  static_assert(kAhead >= 4, "work_ahead and the constructor wait for two steps of at least three");
 
   static __device__ __forceinline__ int lane_row() { return lane_id() / kRowVectors; }
   static __device__ __forceinline__ int lane_vector() { return lane_id() % kRowVectors; }
@@ -176,34 +189,31 @@ __device__ __forceinline__ void run_fp8_warpgroups(const RunArgs& args, const Jo
   uint32_t q[kDim / 16][4];
   load_queries<T, kDim, 2, Format::kQuads>(args, job, q);
   Fp8StepRing<T, kDim> ring(args, job, fp8_warpgroup_memory<T, kDim>(slots));
-  run_warpgroup_item<Format, kDim>(args, job, q, ring);
+  if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
+    HeldState<kDim> running;
+    run_steps<Format, kDim>(args, job, q, ring, running);
+  } else {
+    ring.only_fill();
+  }
+  ring.close();
 }
 
 #endif
 
-// A CTA's item over a cache in e4m3, by the fastest way this GPU has. The emulator takes both ways: an sm_90 has room
-// for deep rings.
+// A CTA's item that its warps fetch for themselves, by the fastest way this GPU has.
 template <typename T, int kDim>
-__device__ __forceinline__ void run_fp8_cta_item(const RunArgs& args, const Job& job, unsigned char* slots) {
-#if defined(PE_WGMMA)
-#if defined(PE_SIMT)
-  if (args.num_slots != kShallowSlots)
-#endif
-    return run_fp8_warpgroups<T, kDim>(args, job, slots);
-#endif
-  run_cta_item<Fp8<T>, kDim>(args, job, slots);
-}
-template <typename T, int kDim>
-struct CtaItem {  // a cache of T
+struct CtaItem {
   static __device__ __forceinline__ void run(const RunArgs& args, const Job& job, unsigned char* slots) {
-    run_prefill_item<T, kDim>(args, job, slots);
+    run_cta_item<T, kDim>(args, job, slots);
   }
 };
+#if defined(PE_WGMMA)
 template <typename T, int kDim>
 struct CtaItem<Fp8<T>, kDim> {
   static __device__ __forceinline__ void run(const RunArgs& args, const Job& job, unsigned char* slots) {
-    run_fp8_cta_item<T, kDim>(args, job, slots);
+    run_fp8_warpgroups<T, kDim>(args, job, slots);
   }
 };
+#endif
 
 }  // namespace pe::cuda::attention

@@ -101,11 +101,36 @@ constexpr int kPairControlBytes = kLiveBoxJobs<kDim> * kJobBytes + 2 * kBoxGroup
 template <int kDim>
 constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>);
 
+// Warpgroups that compute while a third one fetches (prefill_ring.cuh; sm_90a): a ring of tiles, K and V in the order
+// of their use. Nine at D = 128: two of them being computed on by each warpgroup, one of which may be a step ahead of
+// the other, and the rest two steps of an L2 under load. Behind it the accumulators of all chunks before the present
+// one (prefill_wgmma.cuh): 240 registers have no room for them.
+constexpr int kFetchWarps = 4, kFetchThreads = kFetchWarps * 32;
+static_assert(kFetchWarps == kTileSlabs, "each brings one slab of every tile");
+// Of a thread, where the kernel began with 168, what 384 of them can have.
+constexpr int kFetchRegisters = 24, kWorkRegisters = 240;
+constexpr int kPrefillRoom = 208 << 10;
+template <int kDim>
+constexpr int kRunningBytes = kCtaRows * kDim * 4;
+template <int kDim>
+constexpr int kPrefillTiles = (kPrefillRoom - kRunningBytes<kDim>) / (kTileTokens * kDim * 2);
+// An item takes at least two tiles of the ring; one is being computed on, and the next announced.
+template <int kDim>
+constexpr int kLivePrefillJobs = kPrefillTiles<kDim> / 2 + 2;
+template <int kDim>
+constexpr int kPrefillBytes = kPrefillRoom + kLivePrefillJobs<kDim> * kJobBytes +
+                              round_up(8 * (2 * kPrefillTiles<kDim> + kLivePrefillJobs<kDim>), 16);
+
+// Barriers of parts of a CTA: those that compute, those that fetch, each computing warpgroup.
+constexpr int kWorkersBarrier = 1, kFetchBarrier = 2, kFirstGroupBarrier = 3;
+
 template <int kDim>
 constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
-  const int ring = ring_bytes<kDim>(num_slots), stages = by_cta ? kDecodeCtaBytes<kDim> : 0;
-  const int most = ring > stages ? ring : stages, pairs = by_boxes ? kPairBytes<kDim> : 0;
-  return (most > pairs ? most : pairs) + kControlBytes;
+  int most = ring_bytes<kDim>(num_slots);
+  if (by_cta && kDecodeCtaBytes<kDim> > most) most = kDecodeCtaBytes<kDim>;
+  if (by_boxes && kPairBytes<kDim> > most) most = kPairBytes<kDim>;
+  if (by_boxes && kPrefillBytes<kDim> > most) most = kPrefillBytes<kDim>;
+  return most + kControlBytes;
 }
 
 // ---- schedule -----------------------------------------------------------------------------------------------------

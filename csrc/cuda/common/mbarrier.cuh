@@ -10,6 +10,18 @@
 
 namespace pe::cuda {
 
+// A place in a ring whose slots have barriers.
+template <int kSlots>
+struct RingPosition {
+  int slot = 0;
+  uint32_t parity = 0;  // of the passes through the ring
+  __host__ __device__ __forceinline__ void advance() {
+    if (++slot < kSlots) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
 #if defined(PE_SIMT)
 
 // What a phase still waits for, and which phase it is.
