@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host's half of the weight-streaming GEMM: which calls it can serve, the tensor maps, the launch.
 #include <algorithm>
-#include <iterator>
 #include <map>
 #include <tuple>
 
@@ -49,25 +48,14 @@ int places() {
 
 Shape shape_of(const LinearParams& p) { return {p.m, p.n, p.k}; }
 
-Plan search(const Shape& shape, int places) {
-  Plan best;
-  double best_ns = 1e30;
-  for (const int tile : kTiles) {
-    const Plan plan = plan_of(shape, tile);
-    const double ns = model_ns(shape, plan, places);
-    if (stages_of(shape, plan) >= 2 && ns < best_ns) best = plan, best_ns = ns;
-  }
-  return best;
-}
-
-Plan choose(Shape shape) {
-  shape.m = *std::lower_bound(std::begin(kClassEnds), std::end(kClassEnds), shape.m);
+Plan choose(const LinearParams& p) {
+  const Shape shape = class_end(shape_of(p));
   static std::mutex mutex;
   static std::map<std::tuple<int, int64_t, int64_t, int64_t>, Plan> known;
   const int available = places();
   const std::lock_guard<std::mutex> lock(mutex);
   const auto entry = known.try_emplace({available, shape.m, shape.n, shape.k});
-  if (entry.second) entry.first->second = search(shape, available);
+  if (entry.second) entry.first->second = fastest_plan(shape, available);
   return entry.first->second;
 }
 
@@ -105,7 +93,7 @@ bool stream_gemm_fits(const LinearParams& p) {
   return (p.m <= tuning.stream_rows || worthwhile(shape_of(p))) && stream_gemm_can(p);
 }
 
-Plan stream_gemm_plan(const LinearParams& p) { return choose(shape_of(p)); }
+Plan stream_gemm_plan(const LinearParams& p) { return choose(p); }
 
 void stream_gemm(const LinearParams& p, const Plan& plan, Stream stream) {
   const Shape shape = shape_of(p);

@@ -271,9 +271,10 @@ __global__ void __launch_bounds__(PE_STREAM_THREADS(kGroups))
 
 template <typename T, int kTile>
 Kernel kernel_of_tile(int groups) {
-  if (groups == 1) return stream_gemm_kernel<T, kTile, 1>;
-  if (groups == 2) return stream_gemm_kernel<T, kTile, 2>;
-  return groups == kMaxGroups ? stream_gemm_kernel<T, kTile, kMaxGroups> : nullptr;
+  constexpr Kernel kKernels[] = {stream_gemm_kernel<T, kTile, 1>, stream_gemm_kernel<T, kTile, 2>,
+                                 stream_gemm_kernel<T, kTile, 3>, stream_gemm_kernel<T, kTile, 4>};
+  static_assert(sizeof(kKernels) / sizeof(Kernel) == kMaxGroups, "one for each number of warpgroups");
+  return groups >= 1 && groups <= kMaxGroups ? kKernels[groups - 1] : nullptr;
 }
 
 template <typename T, int... kIndex>

@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "pe/core.h"
 
@@ -53,7 +54,8 @@ struct Shape {
 // a ring that fits the end fits every m of the class.
 constexpr int64_t kClassEnds[] = {8, 16, 32, 64, 128, 192, 256};
 
-constexpr int groups_of(int64_t m) { return m <= 64 ? 1 : m <= 128 ? 2 : 4; }
+// As few warpgroups as hold the rows: one too many multiplies and reads its share of shared memory for nothing.
+constexpr int groups_of(int64_t m) { return static_cast<int>(div_ceil<int64_t>(m, kGroupRows)); }
 // Rows of x in a box: whole swizzle groups of 8.
 constexpr int padded_rows(int64_t m) { return static_cast<int>(round_up<int64_t>(m, 8)); }
 constexpr int stage_bytes(int64_t m, const Plan& plan) {
@@ -105,6 +107,21 @@ constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
   const double boxes = static_cast<double>(s.k / kBoxK);
   const double full = kTileNs + boxes * box_ns(s, plan, places), last = kTileNs + boxes * box_ns(s, plan, rest);
   return kLaunchNs + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
+}
+
+inline Shape class_end(const Shape& s) {
+  return {*std::lower_bound(std::begin(kClassEnds), std::end(kClassEnds) - 1, s.m), s.n, s.k};
+}
+
+constexpr Plan fastest_plan(const Shape& s, int places) {
+  Plan best;
+  double best_ns = 1e30;
+  for (const int tile : kTiles) {
+    const Plan plan = plan_of(s, tile);
+    const double ns = model_ns(s, plan, places);
+    if (stages_of(s, plan) >= 2 && ns < best_ns) best = plan, best_ns = ns;
+  }
+  return best;
 }
 
 // Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere to 64 rows, and to 128 where k
