@@ -90,7 +90,7 @@ bool stream_gemm_can(const LinearParams& p) {
 }
 
 bool stream_gemm_fits(const LinearParams& p) {
-  return (p.m <= tuning.stream_rows || worthwhile(shape_of(p))) && stream_gemm_can(p);
+  return (p.m <= tuning.stream_rows || worthwhile(shape_of(p), p.out_dtype == DType::kF32)) && stream_gemm_can(p);
 }
 
 Plan stream_gemm_plan(const LinearParams& p) { return choose(p); }

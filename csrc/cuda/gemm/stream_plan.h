@@ -125,7 +125,16 @@ constexpr Plan fastest_plan(const Shape& s, int places) {
 }
 
 // Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere to 64 rows, and to 128 where k
-// is not long (llama's down took 47.9 us there, against 44.4).
-constexpr bool worthwhile(const Shape& s) { return s.m <= 64 || (s.m <= 128 && s.k <= 4096); }
+// is not long (llama's down took 47.9 us there, against 44.4). Beyond, cuBLASLt's tiles of 256 rows are the worse
+// filled the fewer rows there are: to 224 it loses the wide layers, which give every SM a tile, and the short ones,
+// whose time is mostly the launch; to 256 the widest alone. Heads it keeps: what they store is fp32, and nothing
+// streams meanwhile.
+constexpr bool worthwhile(const Shape& s, bool f32_out) {
+  constexpr int64_t kLongK = 4096, kShortK = 1024, kWide = 4096, kWidest = 16384;
+  if (s.m <= 64) return true;
+  if (s.m <= 128) return s.k <= kLongK;
+  if (s.m > kMaxRows || f32_out) return false;
+  return s.n >= kWidest || (s.m <= 224 && (s.n >= kWide || s.k <= kShortK));
+}
 
 }  // namespace pe::cuda::stream
