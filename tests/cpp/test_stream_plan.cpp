@@ -50,8 +50,12 @@ void test_plans_fit_their_class() {
   for (const auto& [n, k] : kLayers) {
     for (const int places : {kH100Places, kPciePlaces}) {
       for (int64_t m = 1; m <= kMaxRows; ++m) {
-        const Shape shape{m, n, k};
-        test_plan(shape, fastest_plan(class_end(shape), places));
+        for (const bool pairs : {false, true}) {
+          const Shape shape{m, n, k, pairs};
+          const Plan plan = fastest_plan(class_end(shape), places);
+          test_plan(shape, plan);
+          expect(!pairs || pairs_up(plan.tile), "halves that no thread has both of", shape, plan);
+        }
       }
     }
   }
@@ -87,13 +91,14 @@ constexpr double kForgiven = 1.06;  // of the faster one's time: the price of a 
 
 void test_the_rule_takes_the_faster_one() {
   for (const Measured& of : kMeasured) {
-    const Shape shape{of.m, of.n, of.k};
+    const Shape shape{of.m, of.n, of.k, false};
     const double chosen_us = worthwhile(shape, of.f32_out) ? of.stream_us : of.library_us;
     expect(chosen_us <= kForgiven * std::min(of.library_us, of.stream_us), "the slower one is chosen", shape, {});
   }
   for (const bool f32_out : {false, true}) {
-    expect(worthwhile({1, 8, 1 << 20}, f32_out), "few rows stream everywhere", {}, {});
-    expect(!worthwhile({257, 28672, 4096}, f32_out), "more rows than the kernel has", {}, {});
+    expect(worthwhile({1, 8, 1 << 20, false}, f32_out), "few rows stream everywhere", {}, {});
+    expect(!worthwhile({257, 28672, 4096, true}, f32_out), "more pairs than the kernel has rows", {}, {});
+    expect(!worthwhile({257, 28672, 4096, false}, f32_out), "more rows than the kernel has", {}, {});
   }
 }
 
