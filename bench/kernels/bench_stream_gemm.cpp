@@ -6,6 +6,7 @@
 // with weights rotated past the L2, as in a model. "apart": with a one-block kernel between the launches, its own time
 // included, which takes from the streaming kernel that the next launch prefetches while the last one ends.
 // --filter plans also times every cut of the streaming kernel and prints the best.
+// "gated": of the layers gate_up, linear and silu_mul against the one kernel that does both.
 #include <cstdio>
 #if defined(PE_CUDA)
 #include <map>
@@ -15,6 +16,7 @@
 #include "cuda/gemm/stream_gemm.h"
 #include "graph.h"
 #include "linear_layers.h"
+#include "pe/activation.h"
 
 namespace {
 
@@ -134,9 +136,9 @@ double different(const std::vector<unsigned char>& a, const std::vector<unsigned
 }
 
 double bench_path(Report& report, Problem& problem, const Path& path, const std::string& name, double error,
-                  const std::string& note, double flops) {
+                  const std::string& note, double bytes, double flops) {
   Case c;
-  c.name = name, c.bytes = problem.bytes(), c.flops = flops, c.error = error, c.note = note;
+  c.name = name, c.bytes = bytes, c.flops = flops, c.error = error, c.note = note;
   if (Report::correct(c)) {
     const int repeats = report.options().quick ? 5 : 15;
     c.times_us = problem.times_us(path, false, repeats);
@@ -157,14 +159,56 @@ void compare(Report& report, const Gpu& gpu, const Layer& layer, const Weights& 
   const Plan plan = pe::cuda::stream_gemm_plan(p);
   const bool chosen = pe::cuda::stream_gemm_fits(p);
   const Path library = library_path(gpu), stream = stream_path(gpu, plan);
-  const double flops = 2.0 * m * layer.n * layer.k, error = different(problem.bits(stream), problem.bits(library));
-  const double library_us = bench_path(report, problem, library, name + " cublaslt", 0, chosen ? "" : "chosen", flops);
-  const double stream_us =
-      bench_path(report, problem, stream, name + " stream", error, text_of(plan) + (chosen ? ", chosen" : ""), flops);
+  const double bytes = problem.bytes(), flops = 2.0 * m * layer.n * layer.k;
+  const double error = different(problem.bits(stream), problem.bits(library));
+  const double library_us =
+      bench_path(report, problem, library, name + " cublaslt", 0, chosen ? "" : "chosen", bytes, flops);
+  const double stream_us = bench_path(report, problem, stream, name + " stream", error,
+                                      text_of(plan) + (chosen ? ", chosen" : ""), bytes, flops);
   const int times = times_in_step(layer);
   totals->library += times * library_us, totals->stream += times * stream_us;
   totals->linear += times * (chosen ? stream_us : library_us), totals->best += times * std::min(stream_us, library_us);
 }
+
+// ---- gate_up with silu_mul ------------------------------------------------------------------------------------------
+
+bool is_gated(const Layer& layer) { return std::string(layer.name).find("gate_up") != std::string::npos; }
+std::string gated_name(const Layer& layer, int64_t m) { return "gated " + title(layer) + " M" + std::to_string(m); }
+
+// Both leave [m, n / 2] at the beginning of p.out.
+Path two_ops_path(const Gpu& gpu, void* products) {
+  return [&gpu, products](LinearParams p) {
+    const pe::SiluMulParams gate{p.out, products, p.m, p.n / 2, p.n / 2, p.n, p.dtype};
+    p.out = products;
+    pe::cuda::linear(p, {}, gpu.stream());
+    pe::cuda::silu_mul(gate, gpu.stream());
+  };
+}
+Path one_kernel_path(const Gpu& gpu, const Plan& plan) {
+  return [&gpu, plan](LinearParams p) {
+    p.out_stride = p.n / 2;
+    pe::cuda::stream_gemm(p, plan, gpu.stream(), true);
+  };
+}
+
+void compare_gated(Report& report, const Gpu& gpu, const Layer& layer, const Weights& weights, int64_t m) {
+  const std::string name = gated_name(layer, m);
+  Problem problem(gpu, layer, weights, m);
+  LinearParams p = problem.params_of_copy(0);
+  p.out_stride = p.n / 2;
+  if (!pe::cuda::stream_gemm_can(p, true)) return;
+  const DeviceMemory products(problem.out_bytes());
+  const Plan plan = pe::cuda::stream_gemm_plan(p, true);
+  const bool chosen = pe::cuda::stream_gemm_fits(p, true);
+  const Path two = two_ops_path(gpu, products.data()), one = one_kernel_path(gpu, plan);
+  const double bytes = problem.bytes() - static_cast<double>(problem.out_bytes() / 2);  // what must be moved
+  const double flops = 2.0 * m * layer.n * layer.k, error = different(problem.bits(one), problem.bits(two));
+  bench_path(report, problem, two, name + " two ops", 0, chosen ? "" : "chosen", bytes, flops);
+  bench_path(report, problem, one, name + " one kernel", error, text_of(plan) + (chosen ? ", chosen" : ""), bytes,
+             flops);
+}
+
+// ---- cuts -----------------------------------------------------------------------------------------------------------
 
 bool tries_plans(const Report& report, const Layer& layer, int64_t m) {  // only when asked for
   return !report.options().filter.empty() && report.wants(plans_name(layer, m));
@@ -205,12 +249,14 @@ void run(Report& report, const Gpu& gpu) {
   std::map<int64_t, Totals> totals;
   for (const Layer& layer : kLayers) {
     const auto wanted = [&](int64_t m) {
-      return report.wants(compare_name(layer, m)) || tries_plans(report, layer, m);
+      return report.wants(compare_name(layer, m)) || tries_plans(report, layer, m) ||
+             (is_gated(layer) && report.wants(gated_name(layer, m)));
     };
     if (std::none_of(std::begin(kRows), std::end(kRows), wanted)) continue;
     const Weights weights(layer, 2 * gpu.l2_bytes());
     for (const int64_t m : kRows) {
       if (report.wants(compare_name(layer, m))) compare(report, gpu, layer, weights, m, &totals[m]);
+      if (is_gated(layer) && report.wants(gated_name(layer, m))) compare_gated(report, gpu, layer, weights, m);
       if (tries_plans(report, layer, m)) try_plans(report, gpu, layer, weights, m);
     }
   }

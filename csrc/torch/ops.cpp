@@ -10,6 +10,7 @@
 #include "pe/activation.h"
 #include "pe/kv_cache.h"
 #include "pe/linear.h"
+#include "pe/linear_silu_mul.h"
 #include "pe/norm.h"
 #include "pe/paged_attention.h"
 #include "pe/parallel.h"
@@ -145,6 +146,29 @@ int64_t linear_workspace_bytes() {
 #else
   return 0;
 #endif
+}
+
+void linear_silu_mul(const Tensor out, const Tensor x, const Tensor weight, const Tensor gate_up) {
+  Call call("linear_silu_mul");
+  Dim m("m"), k("k"), cols("cols"), both("2 * cols");
+  FloatType dtype;
+  LinearSiluMulParams p;
+  const Arg x_arg = call.arg("x", x).shape({&m, &k}).dtype(&dtype).rows();
+  const Arg out_arg = call.arg("out", out).shape({&m, &cols}).dtype(&dtype).rows();
+  both.value = 2 * cols;
+  const Arg gate_up_arg = call.arg("gate_up", gate_up).shape({&m, &both}).dtype(&dtype).rows();
+  p.weight = packed_weight(call, weight, both, k, dtype);
+  p.out = out_arg.data<void>();
+  p.gate_up = gate_up_arg.data<void>();
+  p.x = x_arg.data<void>();
+  p.m = m;
+  p.cols = cols;
+  p.k = k;
+  p.out_stride = out_arg.stride(0);
+  p.gate_up_stride = gate_up_arg.stride(0);
+  p.x_stride = x_arg.stride(0);
+  p.dtype = dtype.value;
+  PE_RUN(call, linear_silu_mul, p);
 }
 
 void embedding(const Tensor out, const Tensor ids, const Tensor weight, int64_t vocab_size) {
@@ -580,6 +604,7 @@ void register_tensor_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("silu_mul", TORCH_BOX(&silu_mul));
   m.impl("pack_weight", TORCH_BOX(&pack_weight));
   m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_silu_mul", TORCH_BOX(&linear_silu_mul));
   m.impl("embedding", TORCH_BOX(&embedding));
   m.impl("rope_write_kv", TORCH_BOX(&rope_write_kv));
   m.impl("copy_blocks", TORCH_BOX(&copy_blocks));

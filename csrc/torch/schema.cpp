@@ -17,6 +17,8 @@ STABLE_TORCH_LIBRARY(pyengine, m) {
   // x [m, k]; weight packed [n, k]; bias [n]; out [m, n] of x's dtype or float32
   m.def("linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor(b!)? workspace) -> ()");
   m.def("linear_workspace_bytes() -> int");
+  // x [m, k]; weight packed [2 * cols, k], rows gate, up; gate_up [m, 2 * cols], scratch; out [m, cols]
+  m.def("linear_silu_mul(Tensor(a!) out, Tensor x, Tensor weight, Tensor(b!) gate_up) -> ()");
   // ids [num_tokens] int32; weight packed [vocab_size, dim]; out [num_tokens, dim]
   m.def("embedding(Tensor(a!) out, Tensor ids, Tensor weight, int vocab_size) -> ()");
 

@@ -1,4 +1,4 @@
-"""The pre-norm decoder that Llama, Mistral, Qwen2 and Qwen3 share, as nine ops per layer.
+"""The pre-norm decoder that Llama, Mistral, Qwen2 and Qwen3 share, as eight ops per layer.
 
 A plain class over explicit tensors. Everything computed is one call into ``ops``; torch only makes views, because the
 CPU backend records a pass and replays it without Python, as a CUDA graph does.
@@ -113,7 +113,7 @@ class Decoder:
             if layer is self.layers[-1] and ctx.output_rows is not None:
                 x, residual = ops.gather_rows(x, ctx.output_rows), ops.gather_rows(residual, ctx.output_rows)
             x = ops.rms_norm(ops.linear(x, layer.o), layer.norm_after_attention, eps, residual)
-            x = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
+            x = ops.linear(ops.linear_silu_mul(x, layer.gate_up), layer.down)
             x = ops.rms_norm(x, layer.norm_after_mlp, eps, residual)
         return x
 

@@ -42,6 +42,7 @@ __all__ = [
     "has_cuda_kernels",
     "isa",
     "linear",
+    "linear_silu_mul",
     "logprobs",
     "make_attention_buffers",
     "num_threads",
@@ -80,7 +81,8 @@ _KV_DTYPE_CODES = {**_DTYPE_CODES, torch.float8_e4m3fn: 3}
 
 # Bound once: looking an overload up costs more than some of the ops.
 _rms_norm, _silu_mul = _C.rms_norm.default, _C.silu_mul.default
-_linear, _embedding, _pack_weight = _C.linear.default, _C.embedding.default, _C.pack_weight.default
+_linear, _linear_silu_mul = _C.linear.default, _C.linear_silu_mul.default
+_embedding, _pack_weight = _C.embedding.default, _C.pack_weight.default
 _rope_write_kv, _copy_blocks, _swap_blocks = _C.rope_write_kv.default, _C.copy_blocks.default, _C.swap_blocks.default
 _paged_attention, _attention_plan = _C.paged_attention.default, _C.attention_plan.default
 _sample, _sample_workspace_bytes = _C.sample.default, _C.sample_workspace_bytes.default
@@ -184,6 +186,25 @@ def linear(
     if _LINEAR_WORKSPACE_BYTES and x.is_cuda:
         workspace = torch.empty(_LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
     _linear(out, x, weight.data, bias, workspace)
+    return out
+
+
+def linear_silu_mul(x: Tensor, weight: PackedWeight) -> Tensor:
+    """``silu_mul(linear(x, weight))``, to the bit; on CUDA in one kernel where the rows are few.
+
+    Args:
+        x: row tensor [m, k].
+        weight: [2 * cols, k], the rows of gate first; cols % 8 == 0.
+
+    Returns:
+        [m, cols], contiguous.
+
+    Raises:
+        RuntimeError: cols is not a multiple of 8, or x and weight do not fit together.
+    """
+    gate_up = torch.empty((x.shape[0], weight.n), dtype=x.dtype, device=x.device)
+    out = torch.empty((x.shape[0], weight.n // 2), dtype=x.dtype, device=x.device)
+    _linear_silu_mul(out, x, weight.data, gate_up)
     return out
 
 

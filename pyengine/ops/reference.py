@@ -70,6 +70,10 @@ def linear(
     return y.to(out_dtype or x.dtype) if out is None else out.copy_(y)
 
 
+def linear_silu_mul(x: Tensor, weight: PackedWeight) -> Tensor:
+    return silu_mul(linear(x, weight))
+
+
 def embedding(ids: Tensor, weight: PackedWeight) -> Tensor:
     known = (ids >= 0) & (ids < weight.n)
     rows = weight.data[torch.where(known, ids, 0).long()]

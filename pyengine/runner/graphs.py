@@ -64,13 +64,14 @@ class RecordedPass(EagerPass):
 
 
 class GraphPass(EagerPass):
-    """GPU: graphs at sizes 1, 2, 4, 8, 16, from there in steps of 16, and beyond 128 in steps of 128.
+    """GPU: graphs at sizes 1, 2, 4, 8, 16, from there in steps of 16 to 224, and beyond in steps of 128.
 
-    cuBLASLt's products of 129 to 208 rows take longer than those of 256: on an H100 the dense layers of a llama31-8b
-    layer 225 us at 208 rows and 206 at 256.
+    To 224 rows the dense layers stream their weights and take the longer the more rows there are. Beyond, cuBLASLt has
+    most of them (csrc/cuda/gemm/stream_plan.h), whose products take as long at 240 rows as at 256.
     """
 
     STEP, COARSE_STEP = 16, 128
+    LARGEST_FINE_SIZE = 224
 
     def __init__(self, max_num_seqs: int, capture: Capture):
         self._max_num_seqs = max_num_seqs
@@ -80,7 +81,7 @@ class GraphPass(EagerPass):
     def padded_size(self, num_seqs: int) -> int:
         if num_seqs <= self.STEP:
             return min(1 << (num_seqs - 1).bit_length(), self._max_num_seqs)
-        step = self.STEP if num_seqs <= self.COARSE_STEP else self.COARSE_STEP
+        step = self.STEP if num_seqs <= self.LARGEST_FINE_SIZE else self.COARSE_STEP
         return min(-(-num_seqs // step) * step, self._max_num_seqs)
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:

@@ -13,6 +13,7 @@
 
 #include "pe/activation.h"
 #include "pe/linear.h"
+#include "pe/linear_silu_mul.h"
 #include "pe/norm.h"
 #include "pe/parallel.h"
 
@@ -455,6 +456,37 @@ void test_parallel_for() {
   cpu::set_num_threads(2);
 }
 
+// The gated product has the bits of its two ops, alone and replayed, and says what is wrong before it writes.
+void test_linear_silu_mul(DType dtype, int64_t m, int64_t cols, int64_t k) {
+  Matrix x = Matrix(dtype, m, k, 8).randomise(21);
+  const auto packed = pack(Matrix(dtype, 2 * cols, k).randomise(22));
+  Matrix gate_up(dtype, m, 2 * cols, 5), scratch(dtype, m, 2 * cols, 3), expected(dtype, m, cols),
+      out(dtype, m, cols, 7);
+  const LinearSiluMulParams p{out.data(), scratch.data(), x.data(),       packed.data(), m,    cols,
+                              k,          out.stride,     scratch.stride, x.stride,      dtype};
+  cpu::Program program;
+  cpu::begin_recording(&program);
+  cpu::linear_silu_mul(p);
+  cpu::end_recording();
+  for (int round = 0; round < 2; ++round) {
+    cpu::linear(linear_params(gate_up, x, packed.data(), nullptr));
+    cpu::silu_mul({expected.data(), gate_up.data(), m, cols, expected.stride, gate_up.stride, dtype});
+    bool same = true;
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < cols; ++c) same &= out.at(r, c) == expected.at(r, c);
+    EXPECT(same, "%s m %d cols %d k %d, round %d", name_of(dtype), int(m), int(cols), int(k), round);
+    EXPECT(out.untouched_outside() && scratch.untouched_outside(), "%s m %d cols %d", name_of(dtype), int(m),
+           int(cols));
+    x.randomise(23);
+    program.replay();
+  }
+  LinearSiluMulParams wrong = p;
+  wrong.cols = 12;
+  EXPECT(!error_of([&] { cpu::linear_silu_mul(wrong); }).empty(), "cols");
+  wrong = p, wrong.gate_up = nullptr;
+  EXPECT(!error_of([&] { cpu::linear_silu_mul(wrong); }).empty(), "no scratch");
+}
+
 void test_program() {
   Matrix x = Matrix(DType::kBF16, 5, 64).randomise(11);
   const Matrix norm_weight = Matrix(DType::kBF16, 1, 64).randomise(12);
@@ -501,6 +533,9 @@ int main() {
     test_batch_invariance(DType::kF32, 75, 264);
     test_embedding();
     test_elementwise();
+    test_linear_silu_mul(DType::kBF16, 5, 40, 96);
+    test_linear_silu_mul(DType::kBF16, 33, 24, 576);
+    test_linear_silu_mul(DType::kF32, 3, 104, 72);
     test_program();
     std::printf("%s: %d checks, %d failures so far\n", name.c_str(), num_checks, num_failures);
   }

@@ -66,6 +66,18 @@ def test_linear():
         ops.linear(torch.zeros(2, 64), packed, out_dtype=BF16)
 
 
+def test_linear_silu_mul():
+    packed = ops.pack_weight(torch.zeros(64, 64))
+    with refused("linear_silu_mul: weight must have the shape [packed elements=6144], got [4096]"):
+        ops.linear_silu_mul(torch.zeros(2, 96), packed)
+    with refused("linear_silu_mul: weight must be bf16 like the arguments before it, got f32"):
+        ops.linear_silu_mul(torch.zeros(2, 64, dtype=BF16), packed)
+    with refused("linear_silu_mul: cols must be a positive multiple of 8, got 12"):
+        ops.linear_silu_mul(torch.zeros(2, 64), ops.pack_weight(torch.zeros(24, 64)))
+    with refused("linear_silu_mul: gate_up must have the shape [m=2, 2 * cols=64], got [2, 32]"):
+        ops._linear_silu_mul(torch.zeros(2, 32), torch.zeros(2, 64), packed.data, torch.zeros(2, 32))
+
+
 def test_rope_write_kv():
     caches = torch.zeros(2, 4, 2, 16, 64)
     good = {

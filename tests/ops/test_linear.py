@@ -75,9 +75,21 @@ def test_row_does_not_depend_on_the_batch(device, dtype, n, k):
         assert same_bits(ops.linear(x[begin:end], packed, bias), alone[begin:end]), f"rows {begin}..{end}"
 
 
-ROWS_OF_STREAM = (1, 7, 8, 9, 16, 33, 64, 65, 100, 128, 129, 200, 256)  # each class and the edges of its padding
+# each class, the edges of its padding and of the warpgroups
+ROWS_OF_STREAM = (1, 7, 8, 9, 16, 33, 64, 65, 100, 128, 129, 150, 192, 193, 200, 255, 256)
 
 
+@pytest.fixture(params=["chosen", "forced"])
+def each_streaming(request, device):
+    """The streaming kernel where it is chosen, then wherever it can compute at all. (`device` first: it may skip.)"""
+    if request.param == "forced":
+        ops.set_tuning("stream_rows", 256)
+    yield
+    if request.param == "forced":
+        ops.set_tuning("stream_rows", 0)
+
+
+@pytest.mark.usefixtures("each_streaming")
 @pytest.mark.parametrize("device,dtype", [("cuda", "bfloat16"), ("cuda", "float16")], indirect=True)
 @pytest.mark.parametrize(("has_bias", "f32_out"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize(

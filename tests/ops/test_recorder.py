@@ -14,7 +14,7 @@ from pyengine.ops import reference
 
 
 def layer(x, packed, weight):
-    return ops.silu_mul(ops.linear(ops.rms_norm(x, weight, 1e-5), packed))
+    return ops.linear_silu_mul(ops.rms_norm(x, weight, 1e-5), packed)
 
 
 @pytest.fixture
@@ -32,6 +32,17 @@ def test_replay_computes_from_the_tensors_present_values(problem):
         x.copy_(torch.randn_like(x))
         program.replay()
         assert same_bits(y, layer(x, packed, weight)) and not same_bits(y, first)
+
+
+def test_a_gated_product_replays_as_its_two_ops(problem):
+    x, packed, _ = problem
+    with ops.record() as program:
+        gated = ops.linear_silu_mul(x, packed)
+        apart = ops.silu_mul(ops.linear(x, packed))
+    x.copy_(torch.randn_like(x))
+    gated.fill_(float("nan"))
+    program.replay()
+    assert same_bits(gated, apart) and not gated.isnan().any()
 
 
 def test_program_keeps_its_temporaries_alive(problem):

@@ -37,6 +37,22 @@ __device__ __forceinline__ void prefetch_boxes(const void* map, int row, int box
                "r"(box)
                : "memory");
 }
+
+// The same of a tensor [boxes, 2, rows, 64]: in every box the rows of either half, one behind the other.
+__device__ __forceinline__ void copy_pairs(SmemAddress to, const void* map, int row, int box, SmemAddress barrier,
+                                           uint64_t l2_policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %3, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(0), "r"(row), "r"(box), "l"(l2_policy)
+      : "memory");
+}
+__device__ __forceinline__ void prefetch_pairs(const void* map, int row, int box) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %1, %3}];" ::"l"(map), "r"(0), "r"(row),
+               "r"(box)
+               : "memory");
+}
+
 // ---- wgmma m64nNk16: d[64, N] (+)= a[64, 16] b[N, 16]^T in fp32, by a warpgroup of four warps -----------------------
 //
 // With w = the warp's place in its warpgroup, g = lane / 4, t = lane % 4, each thread holds

@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/gemm/stream_kernel.cuh"
 
-template pe::cuda::stream::Kernel pe::cuda::stream::kernel_for<pe::cuda::f16>(int, int);
+template pe::cuda::stream::Kernel pe::cuda::stream::kernel_for<pe::cuda::f16, false>(int, int);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host's half of the weight-streaming GEMM: which calls it can serve, the tensor maps, the launch.
 #include <algorithm>
-#include <iterator>
 #include <map>
 #include <tuple>
 
+#include "cuda/common/launch.cuh"
 #include "cuda/common/tensor_map.h"
+#include "cuda/gemm/stream_args.h"
 #include "cuda/gemm/stream_gemm.h"
-#include "cuda/gemm/stream_kernel.cuh"
 
 namespace pe::cuda {
 namespace {
@@ -16,8 +16,9 @@ using namespace stream;
 
 constexpr const char* kOp = "linear";
 
-Kernel kernel_of(DType dtype, int tile, int groups) {
-  return dtype == DType::kBF16 ? kernel_for<bf16>(tile, groups) : kernel_for<f16>(tile, groups);
+template <typename T>
+Kernel kernel_of(const Plan& plan, int groups, bool pairs) {
+  return pairs ? kernel_for<T, true>(plan.tile, groups) : kernel_for<T, false>(plan.tile, groups);
 }
 
 // ---- the device -----------------------------------------------------------------------------------------------------
@@ -30,7 +31,8 @@ int places_on(int device) {
   check_cuda(kOp, cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
   if (major != 9 || minor != 0 || encode_tiled() == nullptr) return 0;
   cudaFuncAttributes attributes{};
-  check_cuda(kOp, cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_for<bf16>(kTiles[0], 1))));
+  check_cuda(kOp,
+             cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_for<bf16, false>(kTiles[0], 1))));
   return attributes.maxThreadsPerBlock < threads_of(1) ? 0 : num_sms;  // 0: built without code for sm_90a
 }
 
@@ -47,27 +49,16 @@ int places() {
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
 
-Shape shape_of(const LinearParams& p) { return {p.m, p.n, p.k}; }
+Shape shape_of(const LinearParams& p, bool pairs) { return {p.m, p.n, p.k, pairs}; }
 
-Plan search(const Shape& shape, int places) {
-  Plan best;
-  double best_ns = 1e30;
-  for (const int tile : kTiles) {
-    const Plan plan = plan_of(shape, tile);
-    const double ns = model_ns(shape, plan, places);
-    if (stages_of(shape, plan) >= 2 && ns < best_ns) best = plan, best_ns = ns;
-  }
-  return best;
-}
-
-Plan choose(Shape shape) {
-  shape.m = *std::lower_bound(std::begin(kClassEnds), std::end(kClassEnds), shape.m);
+Plan choose(const LinearParams& p, bool pairs) {
+  const Shape shape = class_end(shape_of(p, pairs));
   static std::mutex mutex;
-  static std::map<std::tuple<int, int64_t, int64_t, int64_t>, Plan> known;
+  static std::map<std::tuple<int, int64_t, int64_t, int64_t, bool>, Plan> known;
   const int available = places();
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto entry = known.try_emplace({available, shape.m, shape.n, shape.k});
-  if (entry.second) entry.first->second = search(shape, available);
+  const auto entry = known.try_emplace({available, shape.m, shape.n, shape.k, pairs});
+  if (entry.second) entry.first->second = fastest_plan(shape, available);
   return entry.first->second;
 }
 
@@ -77,40 +68,62 @@ bool aligned(const void* p, int64_t stride, DType dtype) {
 
 // ---- the launch -----------------------------------------------------------------------------------------------------
 
-// A row-major matrix of 16-bit elements as [cols / 64, rows, 64], read `num_boxes` boxes of `box_rows` rows at a time.
-CUtensorMap map_of(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride, int box_rows,
-                   int num_boxes) {
-  const cuuint64_t sizes[] = {kBoxK, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kBoxK)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2, kBoxRowBytes};  // of all dimensions but the first
-  const cuuint32_t box[] = {kBoxK, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(num_boxes)};
-  const cuuint32_t steps[] = {1, 1, 1};
+// A tensor of 16-bit elements whose boxes are 64 elements wide; strides in bytes, of all dimensions but the first.
+template <size_t kRank>
+CUtensorMap map_of(const void* data, DType dtype, const cuuint64_t (&sizes)[kRank],
+                   const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank]) {
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  static_assert(kRank <= sizeof(steps) / sizeof(steps[0]), "a step for each dimension");
   const auto type = dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   CUtensorMap map;
-  const CUresult result =
-      encode_tiled()(&map, type, 3, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                     CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode_tiled()(&map, type, static_cast<cuuint32_t>(kRank), const_cast<void*>(data), sizes,
+                                         strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   PE_CHECK(kOp, result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with " + std::to_string(result));
   return map;
 }
 
+// A row-major matrix as [cols / 64, rows, 64], read `num_boxes` boxes of `box_rows` rows at a time.
+CUtensorMap map_of_boxes(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride, int box_rows,
+                         int num_boxes) {
+  const cuuint64_t sizes[] = {kBoxK, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kBoxK)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2, kBoxRowBytes};
+  const cuuint32_t box[] = {kBoxK, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(num_boxes)};
+  return map_of(data, dtype, sizes, strides, box);
+}
+
+// The same of a matrix of two halves, [cols / 64, 2, rows / 2, 64]: a box has half its rows from either.
+CUtensorMap map_of_pairs(const void* data, DType dtype, int64_t rows, int64_t cols, int box_rows, int num_boxes) {
+  const cuuint64_t sizes[] = {kBoxK, static_cast<cuuint64_t>(rows / 2), 2, static_cast<cuuint64_t>(cols / kBoxK)};
+  const cuuint64_t row_bytes = static_cast<cuuint64_t>(cols) * 2;
+  const cuuint64_t strides[] = {row_bytes, row_bytes * sizes[1], kBoxRowBytes};
+  const cuuint32_t box[] = {kBoxK, static_cast<cuuint32_t>(box_rows / 2), 2, static_cast<cuuint32_t>(num_boxes)};
+  return map_of(data, dtype, sizes, strides, box);
+}
+
 }  // namespace
 
-bool stream_gemm_can(const LinearParams& p) {
-  const bool shape = p.m >= 1 && p.m <= kMaxRows && p.n % 8 == 0 && p.k % kBoxK == 0 && p.n < (1 << 24) && p.k > 0;
-  return shape && p.dtype != DType::kF32 && aligned(p.x, p.x_stride, p.dtype) && aligned(p.weight, p.k, p.dtype) &&
-         aligned(p.out, p.out_stride, p.out_dtype) && aligned(p.bias, 0, p.dtype) && places() > 0;
+bool stream_gemm_can(const LinearParams& p, bool pairs) {
+  const bool shape =
+      p.m >= 1 && p.m <= kMaxRows && p.n % (pairs ? 16 : 8) == 0 && p.k % kBoxK == 0 && p.n < (1 << 24) && p.k > 0;
+  const bool plain = !pairs || (p.bias == nullptr && p.out_dtype == p.dtype);
+  return shape && plain && p.dtype != DType::kF32 && aligned(p.x, p.x_stride, p.dtype) &&
+         aligned(p.weight, p.k, p.dtype) && aligned(p.out, p.out_stride, p.out_dtype) && aligned(p.bias, 0, p.dtype) &&
+         places() > 0;
 }
 
-bool stream_gemm_fits(const LinearParams& p) {
-  return (p.m <= tuning.stream_rows || worthwhile(shape_of(p))) && stream_gemm_can(p);
+bool stream_gemm_fits(const LinearParams& p, bool pairs) {
+  return (p.m <= tuning.stream_rows || worthwhile(shape_of(p, pairs), p.out_dtype == DType::kF32)) &&
+         stream_gemm_can(p, pairs);
 }
 
-Plan stream_gemm_plan(const LinearParams& p) { return choose(shape_of(p)); }
+Plan stream_gemm_plan(const LinearParams& p, bool pairs) { return choose(p, pairs); }
 
-void stream_gemm(const LinearParams& p, const Plan& plan, Stream stream) {
-  const Shape shape = shape_of(p);
+void stream_gemm(const LinearParams& p, const Plan& plan, Stream stream, bool pairs) {
+  const Shape shape = shape_of(p, pairs);
   const int groups = groups_of(p.m), stages = stages_of(shape, plan), rows = padded_rows(p.m);
-  const Kernel kernel = kernel_of(p.dtype, plan.tile, groups);
+  const Kernel kernel =
+      p.dtype == DType::kBF16 ? kernel_of<bf16>(plan, groups, pairs) : kernel_of<f16>(plan, groups, pairs);
   PE_CHECK(kOp, kernel != nullptr && stages >= 2, "no streaming kernel for tiles of " + std::to_string(plan.tile));
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(std::min<int64_t>(div_ceil<int64_t>(p.n, plan.tile), places())));
@@ -119,13 +132,17 @@ void stream_gemm(const LinearParams& p, const Plan& plan, Stream stream) {
   config.stream = stream, config.op = kOp, config.overlap = true;
   Args args{};
   args.out = p.out, args.bias = p.bias, args.out_stride = p.out_stride;
-  args.m = static_cast<int>(p.m), args.n = static_cast<int>(p.n), args.num_boxes = static_cast<int>(p.k / kBoxK);
+  args.m = static_cast<int>(p.m), args.n = static_cast<int>(pairs ? p.n / 2 : p.n);
+  args.num_boxes = static_cast<int>(p.k / kBoxK);
   args.num_prefetched = p.n * p.k * 2 <= kPrefetchedBytes ? static_cast<int>(tuning.prefetched_stages) : 0;
   args.depth = plan.depth, args.num_stages = stages, args.x_rows = rows, args.f32_out = p.out_dtype == DType::kF32;
-  launch(config, kernel, map_of(p.weight, p.dtype, p.n, p.k, p.k, plan.tile, plan.depth),
-         map_of(p.x, p.dtype, p.m, p.k, p.x_stride, rows, plan.depth), args);
+  const CUtensorMap weight_map = pairs ? map_of_pairs(p.weight, p.dtype, p.n, p.k, plan.tile, plan.depth)
+                                       : map_of_boxes(p.weight, p.dtype, p.n, p.k, p.k, plan.tile, plan.depth);
+  launch(config, kernel, weight_map, map_of_boxes(p.x, p.dtype, p.m, p.k, p.x_stride, rows, plan.depth), args);
 }
 
-void stream_gemm(const LinearParams& p, Stream stream) { stream_gemm(p, stream_gemm_plan(p), stream); }
+void stream_gemm(const LinearParams& p, Stream stream, bool pairs) {
+  stream_gemm(p, stream_gemm_plan(p, pairs), stream, pairs);
+}
 
 }  // namespace pe::cuda

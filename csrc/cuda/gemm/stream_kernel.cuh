@@ -15,35 +15,19 @@
 //
 // Rows of x are padded only to 8 in the ring, whereas the tensor cores read 64 per warpgroup: what they read beyond is
 // the next stage's or never written, and goes into rows of the result that nobody stores.
+//
+// kPairs: y[m, n] = silu(gate) * up, with gate's rows first in W [2 n, k]. A tile is kTile / 2 features of both: the
+// copy engine sees W as [k / 64, 2, n, 64] and puts the same features of either half one behind the other, so that one
+// product makes both, and a thread's sums hold them kTile / 2 columns apart. They are rounded to T before silu_mul's
+// arithmetic (silu.cuh): the bits of linear and silu_mul, without 4 m n elements on their way through the L2.
 #pragma once
-#include <cuda.h>
-
 #include "cuda/common/gmma_gemm.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/vec.cuh"
-#include "cuda/gemm/stream_plan.h"
+#include "cuda/elementwise/silu.cuh"
+#include "cuda/gemm/stream_args.h"
 
 namespace pe::cuda::stream {
-
-struct Args {
-  void* out;
-  const void* bias;
-  int64_t out_stride;
-  int m, n, num_boxes;     // boxes of 64 k per tile
-  int depth;               // boxes per stage
-  int num_stages, x_rows;  // of the ring
-  int num_prefetched;      // stages behind the ring that are asked into the L2 before the predecessor has ended
-  bool f32_out;
-};
-
-using Kernel = void (*)(CUtensorMap, CUtensorMap, Args);
-template <typename T>
-Kernel kernel_for(int tile, int groups);  // null when there is none
-
-constexpr int kGroupThreads = 4 * kWarpSize;
-constexpr int threads_of(int groups) { return groups * kGroupThreads + kWarpSize; }
-
-#if defined(__CUDACC__)
 
 // Code for other targets than sm_90a does nothing, and says so: its kernels admit no block of our size.
 #if defined(__CUDA_ARCH__) && !defined(PE_SM90A)
@@ -51,6 +35,10 @@ constexpr int threads_of(int groups) { return groups * kGroupThreads + kWarpSize
 #else
 #define PE_STREAM_THREADS(groups) threads_of(groups)
 #endif
+
+// Features of the result that a tile makes.
+template <int kTile, bool kPairs>
+constexpr int kTileFeatures = kPairs ? kTile / 2 : kTile;
 
 #if defined(PE_SM90A)
 
@@ -92,26 +80,37 @@ struct Position {
 
 // The stages of this block in order: all k of a tile, then the next tile.
 struct Walk {
-  int feature, box = 0;
-  __device__ void advance(const Args& args, int tile) {
+  int feature, box = 0;  // feature: of the result
+  __device__ void advance(const Args& args, int tile_features) {
     if ((box += args.depth) < args.num_boxes) return;
     box = 0;
-    feature += static_cast<int>(gridDim.x) * tile;
+    feature += static_cast<int>(gridDim.x) * tile_features;
   }
 };
 
+template <bool kPairs>
 struct Producer {
   const CUtensorMap *weight_map, *x_map;
   const Args& args;
   const Ring& ring;
-  int tile;
+  int tile_features;
 
   __device__ void load_weights(const Position& at, const Walk& walk) const {
     mbarrier_expect(ring.full(at.slot), ring.weight_bytes + ring.x_bytes);
-    gmma::copy_boxes(ring.weight_slot(at.slot), weight_map, walk.feature, walk.box, ring.full(at.slot),
-                     gmma::kEvictFirst);
+    const SmemAddress to = ring.weight_slot(at.slot), barrier = ring.full(at.slot);
+    if constexpr (kPairs) {
+      gmma::copy_pairs(to, weight_map, walk.feature, walk.box, barrier, gmma::kEvictFirst);
+    } else {
+      gmma::copy_boxes(to, weight_map, walk.feature, walk.box, barrier, gmma::kEvictFirst);
+    }
   }
-  __device__ void prefetch_weights(const Walk& walk) const { gmma::prefetch_boxes(weight_map, walk.feature, walk.box); }
+  __device__ void prefetch_weights(const Walk& walk) const {
+    if constexpr (kPairs) {
+      gmma::prefetch_pairs(weight_map, walk.feature, walk.box);
+    } else {
+      gmma::prefetch_boxes(weight_map, walk.feature, walk.box);
+    }
+  }
   __device__ void load_x(const Position& at, const Walk& walk) const {
     gmma::copy_boxes(ring.x_slot(at.slot), x_map, 0, walk.box, ring.full(at.slot), gmma::kEvictNormal);
   }
@@ -127,7 +126,8 @@ __device__ inline void init_barriers(const Ring& ring, int num_groups) {
 
 // Weights depend on no kernel before, so a ring full of them is asked for before anything is waited for. The successor
 // is released before that wait too: what it may read before its own wait is what no kernel of a step writes.
-__device__ inline void produce(const Producer& p, int num_groups, int num_steps, int first_feature) {
+template <bool kPairs>
+__device__ inline void produce(const Producer<kPairs>& p, int num_groups, int num_steps, int first_feature) {
   const bool leads = lane_id() == 0;
   const int ahead = min(num_steps, p.ring.num_stages);
   Position weights_at;
@@ -136,18 +136,18 @@ __device__ inline void produce(const Producer& p, int num_groups, int num_steps,
     gmma::prefetch_map(p.weight_map);
     gmma::prefetch_map(p.x_map);
     init_barriers(p.ring, num_groups);
-    for (int i = 0; i < ahead; ++i, weights.advance(p.args, p.tile), weights_at.advance(p.ring))
+    for (int i = 0; i < ahead; ++i, weights.advance(p.args, p.tile_features), weights_at.advance(p.ring))
       p.load_weights(weights_at, weights);
   }
   __syncthreads();  // with the consumers, who find the barriers there
   if (!leads) return;
   release_successor();
   const int prefetched = min(num_steps, ahead + p.args.num_prefetched);
-  for (int i = ahead; i < prefetched; ++i, weights.advance(p.args, p.tile)) p.prefetch_weights(weights);
+  for (int i = ahead; i < prefetched; ++i, weights.advance(p.args, p.tile_features)) p.prefetch_weights(weights);
   wait_for_predecessor();
   Position at;
   Walk walk{first_feature};
-  for (int i = 0; i < num_steps; ++i, walk.advance(p.args, p.tile), at.advance(p.ring)) {
+  for (int i = 0; i < num_steps; ++i, walk.advance(p.args, p.tile_features), at.advance(p.ring)) {
     if (i >= ahead) {
       mbarrier_wait(p.ring.empty(at.slot), at.parity ^ 1);
       p.load_weights(at, walk);
@@ -234,14 +234,38 @@ __device__ __forceinline__ void store_tile(const Sums<kTile>& sums, const Args& 
   }
 }
 
-template <typename T, int kTile, int kGroups>
+// The products as linear stores them, then silu_mul of them.
+template <typename T>
+__device__ __forceinline__ void store_gated_pair(T* to, const float* gate, const float* up) {
+  const float2 g = unpack2<T>(pack2<T>(gate[0], gate[1])), u = unpack2<T>(pack2<T>(up[0], up[1]));
+  store_pair(to, u.x * silu(g.x), u.y * silu(g.y));
+}
+
+template <typename T, int kTile>
+__device__ __forceinline__ void store_gated_tile(const Sums<kTile>& sums, const Args& args, int feature) {
+  static_assert(pairs_up(kTile), "a thread holds both of a pair only when the halves begin at multiples of 8 columns");
+  const int row = warp_id() * 16 + lane_id() / 4, below = row + 8;
+  T* const out = static_cast<T*>(args.out);
+#pragma unroll
+  for (int i = 0; i < kTile / 16; ++i) {
+    const float *const gate = &sums[4 * i], *const up = &sums[4 * i + kTile / 4];
+    const int col = feature + 8 * i + 2 * (lane_id() % 4);
+    if (col >= args.n) break;
+    if (row < args.m) store_gated_pair(out + row * args.out_stride + col, gate, up);
+    if (below < args.m) store_gated_pair(out + below * args.out_stride + col, gate + 2, up + 2);
+  }
+}
+
+template <typename T, int kTile, int kGroups, bool kPairs>
 __device__ __forceinline__ void consume(const Args& args, const Ring& ring, int num_tiles, int feature) {
   __syncthreads();
   Position at;
   Sums<kTile> sums;
-  for (int i = 0; i < num_tiles; ++i, feature += static_cast<int>(gridDim.x) * kTile) {
+  for (int i = 0; i < num_tiles; ++i, feature += static_cast<int>(gridDim.x) * kTileFeatures<kTile, kPairs>) {
     multiply_tile<T, kTile, kGroups>(sums, ring, at, args);
-    if (args.f32_out) {
+    if constexpr (kPairs) {
+      store_gated_tile<T, kTile>(sums, args, feature);
+    } else if (args.f32_out) {
       store_tile<T, float, kTile>(sums, args, feature);
     } else {
       store_tile<T, T, kTile>(sums, args, feature);
@@ -251,7 +275,7 @@ __device__ __forceinline__ void consume(const Args& args, const Ring& ring, int 
 
 #endif  // PE_SM90A
 
-template <typename T, int kTile, int kGroups>
+template <typename T, int kTile, int kGroups, bool kPairs>
 __global__ void __launch_bounds__(PE_STREAM_THREADS(kGroups))
     stream_gemm_kernel(const __grid_constant__ CUtensorMap weight_map, const __grid_constant__ CUtensorMap x_map,
                        const __grid_constant__ Args args) {
@@ -259,36 +283,39 @@ __global__ void __launch_bounds__(PE_STREAM_THREADS(kGroups))
   PE_DYNAMIC_SMEM(unsigned char, smem);
   const Ring ring(smem, args, kTile);
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  const int rounds = div_ceil(div_ceil(args.n, kTile) - block, blocks);
+  constexpr int kFeatures = kTileFeatures<kTile, kPairs>;
+  const int rounds = div_ceil(div_ceil(args.n, kFeatures) - block, blocks);
   if (warp_id() == 4 * kGroups) {
-    produce({&weight_map, &x_map, args, ring, kTile}, kGroups, rounds * div_ceil(args.num_boxes, args.depth),
-            block * kTile);
+    produce(Producer<kPairs>{&weight_map, &x_map, args, ring, kFeatures}, kGroups,
+            rounds * div_ceil(args.num_boxes, args.depth), block * kFeatures);
   } else {
-    consume<T, kTile, kGroups>(args, ring, rounds, block * kTile);
+    consume<T, kTile, kGroups, kPairs>(args, ring, rounds, block * kFeatures);
   }
 #endif
 }
 
-template <typename T, int kTile>
+template <typename T, int kTile, bool kPairs>
 Kernel kernel_of_tile(int groups) {
-  if (groups == 1) return stream_gemm_kernel<T, kTile, 1>;
-  if (groups == 2) return stream_gemm_kernel<T, kTile, 2>;
-  return groups == kMaxGroups ? stream_gemm_kernel<T, kTile, kMaxGroups> : nullptr;
+  if constexpr (!kPairs || pairs_up(kTile)) {
+    constexpr Kernel kKernels[] = {stream_gemm_kernel<T, kTile, 1, kPairs>, stream_gemm_kernel<T, kTile, 2, kPairs>,
+                                   stream_gemm_kernel<T, kTile, 3, kPairs>, stream_gemm_kernel<T, kTile, 4, kPairs>};
+    static_assert(sizeof(kKernels) / sizeof(Kernel) == kMaxGroups, "one for each number of warpgroups");
+    if (groups >= 1 && groups <= kMaxGroups) return kKernels[groups - 1];
+  }
+  return nullptr;
 }
 
-template <typename T, int... kIndex>
+template <typename T, bool kPairs, int... kIndex>
 Kernel find_kernel(int tile, int groups, std::integer_sequence<int, kIndex...>) {
   Kernel found = nullptr;
-  ((kTiles[kIndex] == tile ? void(found = kernel_of_tile<T, kTiles[kIndex]>(groups)) : void()), ...);
+  ((kTiles[kIndex] == tile ? void(found = kernel_of_tile<T, kTiles[kIndex], kPairs>(groups)) : void()), ...);
   return found;
 }
 
-// Instantiated once per T, in a file of its own.
-template <typename T>
+// Instantiated once for each T and kPairs, in a file of its own.
+template <typename T, bool kPairs>
 Kernel kernel_for(int tile, int groups) {
-  return find_kernel<T>(tile, groups, std::make_integer_sequence<int, sizeof(kTiles) / sizeof(kTiles[0])>{});
+  return find_kernel<T, kPairs>(tile, groups, std::make_integer_sequence<int, sizeof(kTiles) / sizeof(kTiles[0])>{});
 }
-
-#endif  // __CUDACC__
 
 }  // namespace pe::cuda::stream

@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "pe/core.h"
 
@@ -47,13 +48,17 @@ struct Plan {
 
 struct Shape {
   int64_t m, n, k;
+  bool pairs = false;  // n are as many features of gate as of up, and a tile takes as many of one as of the other
 };
+// Whether a tile's halves begin where the columns of a thread's sums repeat.
+constexpr bool pairs_up(int tile) { return tile % 16 == 0; }
 
 // Plans are made for the upper ends of classes of m, so that a kernel is known (and loaded) for all of a class at once;
 // a ring that fits the end fits every m of the class.
 constexpr int64_t kClassEnds[] = {8, 16, 32, 64, 128, 192, 256};
 
-constexpr int groups_of(int64_t m) { return m <= 64 ? 1 : m <= 128 ? 2 : 4; }
+// As few warpgroups as hold the rows: one too many multiplies and reads its share of shared memory for nothing.
+constexpr int groups_of(int64_t m) { return static_cast<int>(div_ceil<int64_t>(m, kGroupRows)); }
 // Rows of x in a box: whole swizzle groups of 8.
 constexpr int padded_rows(int64_t m) { return static_cast<int>(round_up<int64_t>(m, 8)); }
 constexpr int stage_bytes(int64_t m, const Plan& plan) {
@@ -107,8 +112,35 @@ constexpr double model_ns(const Shape& s, const Plan& plan, int places) {
   return kLaunchNs + static_cast<double>(rounds) * full + (rest > 0 ? last : 0);
 }
 
+inline Shape class_end(const Shape& s) {
+  return {*std::lower_bound(std::begin(kClassEnds), std::end(kClassEnds) - 1, s.m), s.n, s.k, s.pairs};
+}
+
+constexpr Plan fastest_plan(const Shape& s, int places) {
+  Plan best;
+  double best_ns = 1e30;
+  for (const int tile : kTiles) {
+    if (s.pairs && !pairs_up(tile)) continue;
+    const Plan plan = plan_of(s, tile);
+    const double ns = model_ns(s, plan, places);
+    if (stages_of(s, plan) >= 2 && ns < best_ns) best = plan, best_ns = ns;
+  }
+  return best;
+}
+
 // Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere to 64 rows, and to 128 where k
-// is not long (llama's down took 47.9 us there, against 44.4).
-constexpr bool worthwhile(const Shape& s) { return s.m <= 64 || (s.m <= 128 && s.k <= 4096); }
+// is not long (llama's down took 47.9 us there, against 44.4). Beyond, cuBLASLt's tiles of 256 rows are the worse
+// filled the fewer rows there are: to 224 it loses the wide layers, which give every SM a tile, and the short ones,
+// whose time is mostly the launch; to 256 the widest alone. Heads it keeps (suspected: while their fp32 results are
+// stored, the ring waits). Pairs spare the launch of silu_mul besides, more than streaming loses on any gate_up of k up
+// to 4096 at 256 rows (0.9 us of smol's, 1.1 of qwen's at 240); not measured yet.
+constexpr bool worthwhile(const Shape& s, bool f32_out) {
+  constexpr int64_t kLongK = 4096, kShortK = 1024, kWide = 4096, kWidest = 16384;
+  if (s.m <= 64) return true;
+  if (s.m <= 128) return s.k <= kLongK;
+  if (s.m > kMaxRows || f32_out) return false;
+  if (s.pairs && s.k <= kLongK) return true;
+  return s.n >= kWidest || (s.m <= 224 && (s.n >= kWide || s.k <= kShortK));
+}
 
 }  // namespace pe::cuda::stream
