@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
-from pyengine import cuda_driver
+from pyengine import bytecode, cuda_driver
 from pyengine.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from pyengine.config import EngineConfig
 from pyengine.errors import PyengineError, RequestError
@@ -262,6 +262,7 @@ def main(argv: list[str]) -> int:
         return 2
     _die_with_parent()
     cuda_driver.wake()
+    bytecode.keep()
     from pyengine.engine import Engine  # torch: beside the driver
 
     imported_s = process_age_s()

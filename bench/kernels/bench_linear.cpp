@@ -40,7 +40,7 @@ double error_of(const Layer& layer, const Array& out, const RandomTensor& x, con
 
 void bench_layer(Report& report, const Gpu& gpu, const Layer& layer) {
   std::unique_ptr<Weights> weights;
-  for (const int64_t m : {1, 16, 64, 128, 256, 2048}) {
+  for (const int64_t m : {1, 16, 64, 128, 256, 288, 352, 416, 512, 544, 768, 1024, 2048}) {
     const std::string name = "linear " + title(layer) + " M" + std::to_string(m);
     if (!report.wants(name) || (report.options().quick && m > 64)) continue;
     if (!weights) weights.reset(new Weights(layer, 2 * gpu.l2_bytes()));
@@ -90,8 +90,9 @@ std::vector<unsigned char> bits_of_row(const Gpu& gpu, const Layer& layer, const
 void count_results(Report& report, const Gpu& gpu, const Layer& layer) {
   const std::string name = "invariance " + title(layer);
   if (!report.wants(name)) return;
-  std::vector<int64_t> sizes = {1,  2,  3,   4,   5,   7,   8,   9,   15,  16,  17,  31,  32,   33,   48,   63,  64,
-                                65, 96, 127, 128, 129, 192, 255, 256, 257, 511, 512, 513, 1000, 1024, 1025, 2048};
+  std::vector<int64_t> sizes = {1,   2,   3,   4,   5,   7,   8,    9,    15,   16,   17,   31,   32,  33,
+                                48,  63,  64,  65,  96,  127, 128,  129,  192,  255,  256,  257,  321, 400,
+                                449, 511, 512, 513, 700, 850, 1000, 1024, 1025, 1300, 2048, 2049, 3073};
   if (report.options().quick) sizes = {1, 2, 16, 17, 64, 65, 128, 129, 256, 257};
   const Weights weights(layer, 1);
   const Array row = Array::random(layer.k, layer.dtype, 13);

@@ -143,9 +143,22 @@ class Decoder:
         out = ops.paged_attention(q, k_cache, v_cache, meta, self.scale, layer.window, **order, **scales)
         return out.view(-1, config.q_size)
 
+    def try_products(self, num_tokens: int) -> None:
+        """Compute a layer's products for so many tokens that say nothing, so that the first step of this size finds
+        algorithms chosen and kernels loaded.
+        """
+        layer = self.layers[0]
+        for weight, bias in ((layer.qkv, layer.qkv_bias), (layer.o, None), (layer.down, None)):
+            ops.linear(_unwritten(num_tokens, weight), weight, bias)
+        ops.linear_silu_mul(_unwritten(num_tokens, layer.gate_up), layer.gate_up)
+
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """float32 [N, vocab_size] of hidden states [N, hidden_size] that ``forward`` returned, in ``out`` if given."""
         return ops.linear(hidden, self.lm_head, out_dtype=torch.float32, out=out)
+
+
+def _unwritten(num_rows: int, weight: ops.PackedWeight) -> torch.Tensor:
+    return torch.empty((num_rows, weight.k), dtype=weight.dtype, device=weight.data.device)
 
 
 def _layer_parameters(config: ModelConfig, index: int) -> list[Parameter]:
