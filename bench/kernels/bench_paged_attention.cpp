@@ -57,7 +57,8 @@ class Batch {
     p.out = out_.data(), p.q = q_.data();
     p.out_head_stride = p.q_head_stride = heads_.head_dim;
     p.out_token_stride = p.q_token_stride = static_cast<int64_t>(heads_.num_heads) * heads_.head_dim;
-    p.kv = view(static_cast<uint16_t*>(kv_.data()) + layer * 2 * block_elements(), num_blocks(), layers_);
+    p.kv = view(static_cast<unsigned char*>(kv_.data()) + layer * 2 * block_elements() * pe::size_of(heads_.kv),
+                num_blocks(), layers_);
     p.block_tables = table_.data(), p.block_table_stride = max_blocks();
     p.query_start = query_start_.data(), p.seq_lens = seq_lens_.data();
     p.num_seqs = static_cast<int64_t>(sequences_.size()), p.num_tokens = num_tokens();

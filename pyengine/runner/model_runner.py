@@ -188,7 +188,7 @@ class ModelRunner:
 
 def _step_sizes(most: int) -> list[int]:
     """Numbers of tokens beyond the captured ones, close together where tiles of products differ from size to size."""
-    sizes = [*range(320, 1025, 64), 1280, 1536, 2048, 3072, 4096, most]
+    sizes = [320, 384, *range(512, 1025, 128), 1280, 1536, 2048, 3072, 4096, most]
     return [size for size in sizes if size <= most]
 
 

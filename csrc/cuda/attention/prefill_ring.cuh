@@ -202,8 +202,9 @@ class FetchedTiles {
   }
 
  private:
+  // Equal in all lanes, and the compiler is to know: descriptors are then made by the uniform datapath.
   __device__ __forceinline__ unsigned char* tile(int slot) const {
-    return memory_.tiles + slot * PrefillMemory<kDim>::kTileBytes;
+    return memory_.tiles + __shfl_sync(kFullMask, slot, 0) * PrefillMemory<kDim>::kTileBytes;
   }
   __device__ __forceinline__ int await() {
     const int slot = at_.slot;

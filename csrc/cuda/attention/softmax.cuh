@@ -105,9 +105,9 @@ __device__ __forceinline__ void hide_keys(int token, int begin, int end, int i, 
 // Largest of 8 kCols scores of lane row i.
 template <int kCols>
 __device__ __forceinline__ float largest_score(const float (&scores)[kCols][4], int i) {
-  float most = kNoScore;
+  float most = fmaxf(scores[0][2 * i], scores[0][2 * i + 1]);
 #pragma unroll
-  for (int j = 0; j < kCols; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
+  for (int j = 1; j < kCols; ++j) most = fmaxf(most, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
   return warp_reduce<4>(most, [](float a, float b) { return fmaxf(a, b); });
 }
 
@@ -122,14 +122,14 @@ __device__ __forceinline__ Rescale make_rescale(float before, float after, float
 
 // Scores of a slab (two n-tiles) of lane row i become weights; returns the sum of the four that this lane holds.
 __device__ __forceinline__ float weigh_slab(float (*scores)[4], int i, float scale_log2, float shift) {
-  float sum = 0;
+  float sum = 0;  // 0 + p is p: weights are not negative, and the compiler may not know
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float& p = scores[j][2 * i + e];
       p = power_of_2(fmaf(p, scale_log2, -shift));
-      sum += p;
+      sum = j + e == 0 ? p : sum + p;
     }
   }
   return sum;
@@ -153,9 +153,9 @@ __device__ __forceinline__ void weigh_scores(TileScores& scores, float scale_log
   for (int i = 0; i < kHalves; ++i) {
     const float most = fmaxf(max[i], largest_score(scores, i));
     const Rescale rescale = make_rescale(max[i], most, scale_log2);
-    float tile_sum = 0;  // slab by slab, in order
+    float tile_sum = weigh_slab(scores, i, scale_log2, rescale.shift);  // slab by slab, in order
 #pragma unroll
-    for (int s = 0; s < kTileSlabs; ++s) tile_sum += weigh_slab(scores + 2 * s, i, scale_log2, rescale.shift);
+    for (int s = 1; s < kTileSlabs; ++s) tile_sum += weigh_slab(scores + 2 * s, i, scale_log2, rescale.shift);
     decay[i] = rescale.decay;
     max[i] = most;
     sum[i] = fmaf(sum[i], rescale.decay, tile_sum);
