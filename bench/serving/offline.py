@@ -48,11 +48,11 @@ def check(items: list[Item], tokens: dict[str, list[int]], vocab_size: int) -> N
             raise SystemExit(f"request {i} produced {len(produced)} tokens of {item.max_tokens}: not measured")
 
 
-def measure(engine: Engine, name: str, repeats: int, sampled: bool) -> dict:
+def measure(engine: Engine, name: str, repeats: int, sampled: bool, warm_up: bool) -> dict:
     vocab_size = engine.facts.model.vocab_size
     sampling = SAMPLED if sampled else {"temperature": 0.0}
     seconds = []
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm_up else 1, repeats + 1):
         items = make_workload(name, vocab_size, seed=repeat)
         engine.scheduler.blocks.flush_cache()
         elapsed, tokens = run(engine, items, sampling)
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
         name, _, sampled = spec.partition(":")
         record = {
             "shape": Path(args.model).name,
-            **measure(engine, name, args.repeats, bool(sampled)),
+            **measure(engine, name, args.repeats, bool(sampled), warm_up=not measured),
             "device": facts.device.name,
             "dtype": facts.dtype,
             "kv_cache_dtype": facts.kv_dtype,
