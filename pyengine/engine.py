@@ -33,7 +33,7 @@ from pyengine.runner.model_runner import ModelRunner
 from pyengine.runner.output import PendingOutput
 from pyengine.sampling.masks import GrammarMasks
 from pyengine.sched.budget import FixedBudget, TimedBudget
-from pyengine.sched.cost_model import CostModel
+from pyengine.sched.cost_model import CostModel, TokenCurve
 from pyengine.sched.scheduler import Scheduler, SchedulerLimits
 from pyengine.sched.step import StepInput
 from pyengine.sched.swap_choice import SwapChoice
@@ -131,7 +131,7 @@ class Engine:
             max_model_len=plan.max_model_len,
         )
         grammars = LazyGrammars(config.tokenizer or path, model.vocab_size)
-        costs = CostModel()
+        costs = CostModel(TokenCurve(runner.product_times) if runner.product_times else None)
         policy = FixedBudget(plan.max_num_batched_tokens)
         if config.itl_target_ms or num_host:
             target_s = config.itl_target_ms / 1000 or math.inf

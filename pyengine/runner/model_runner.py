@@ -98,17 +98,17 @@ class ModelRunner:
         self._attention_plans = {window: torch.empty_like(attention_plan) for window in config.windows}
         # One for all passes: a captured pass with logits of its own would keep them for ever.
         self._logits = torch.empty((plan.max_num_seqs, config.vocab_size), dtype=torch.float32, device=device)
+        self.product_times: list[tuple[int, float]] = []  # of a GPU (warm_up)
         self._graphs = make_graph_pass(device.type, plan.max_num_seqs, enforce_eager)
         self._eager = EagerPass()
 
     @torch.inference_mode()
     def warm_up(self) -> int:
-        """Capture the passes that should be ready before the first request; returns how many. On a GPU, also run the
-        products of larger steps once: a first step that chose algorithms and loaded kernels took 40 ms instead of 15.
+        """Capture the passes that should be ready before the first request; returns how many. On a GPU, also time the
+        products of the layers.
         """
         if self._logits.is_cuda:
-            for num_tokens in _step_sizes(self._plan.max_num_batched_tokens):
-                self._model.try_products(num_tokens)
+            self.product_times = self._time_products()
         return self._graphs.capture_ahead(self._idle_batch, self._forward)
 
     @torch.inference_mode()
@@ -139,6 +139,22 @@ class ModelRunner:
         sampled = self._sampler.sample(issued.logits, batch.sample_rows, batch.seq_lens, _sampling_step(step), grammar)
         self._state.store_tokens(batch, sampled.token_ids)
         return self._outputs.start(step, sampled, issued.read)
+
+    def _time_products(self) -> list[tuple[int, float]]:
+        """(tokens, seconds of all layers' products). They are also ready then: a first step that chose algorithms and
+        loaded kernels took 40 ms instead of 15. The largest come first, so that the GPU never waits for the host.
+        """
+        sizes = _step_sizes(self._plan.max_num_batched_tokens)
+        events = {}
+        for _ in ("makes them ready", "is timed"):
+            for size in reversed(sizes):
+                begin, end = events[size] = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+                begin.record()
+                self._model.try_products(size)
+                end.record()
+        torch.cuda.synchronize()
+        num_layers = self._config.num_layers
+        return [(size, num_layers * begin.elapsed_time(end) / 1000) for size, (begin, end) in events.items()]
 
     def _idle_batch(self, size: int) -> InputBatch:
         if self._logits.is_cuda:
@@ -187,9 +203,10 @@ class ModelRunner:
 
 
 def _step_sizes(most: int) -> list[int]:
-    """Numbers of tokens beyond the captured ones, close together where tiles of products differ from size to size."""
-    sizes = [320, 384, *range(512, 1025, 128), 1280, 1536, 2048, 3072, 4096, most]
-    return [size for size in sizes if size <= most]
+    """Numbers of tokens, close together where tiles of products differ from size to size; at least two."""
+    few, middle = [16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384], [512, 640, 768, 896, 1024, 1280, 1536]
+    sizes = [size for size in (*few, *middle, 2048, 3072, 4096) if size < most]
+    return [*sizes, most] if sizes else [most, most + 1]
 
 
 def _sampling_step(step: StepInput) -> SamplingStep:

@@ -5,7 +5,9 @@ for the time between tokens, prompts are cut so that the step is expected to mee
 for a token, and prompts get all the tokens a step may have. Cutting changes no token, only when it comes.
 
 Prompts never starve: at least half of a step's time is theirs, however long the decodes alone take, and the first
-prompt of a step gets at least MIN_CHUNK tokens.
+prompt of a step gets at least MIN_CHUNK tokens. Where more of them wait than BACKLOG times the target would compute,
+the target gives way, up to STRETCH times: longer steps compute a prompt's token for less, and whoever waits is served
+before the next come.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ MIN_CHUNK = 32  # tokens; fewer are not worth the look at a prompt's blocks
 FIRST_CHUNK = 256  # while no step's time is known
 MARGIN = 0.02  # of the target, and as many standard deviations of the steps' scatter as one in a hundred exceeds:
 DEVIATIONS = 2.33
+BACKLOG = 2.0
+STRETCH = 2.0
 DECODE_SHARE = 0.5  # of a step, where decodes alone would leave prompts less
 OBSERVE_EVERY = 8  # steps of decodes only are much alike
 
@@ -78,7 +82,13 @@ class _TimedBudget(Budget):
 class StepPolicy(Protocol):
     """Decides the budget of each step; told how long steps took."""
 
-    def budget(self, num_decodes: int, num_context: int) -> Budget: ...
+    def budget(self, num_decodes: int, num_context: int, num_waiting: int) -> Budget:
+        """For prompts, beside ``num_decodes`` decodes over ``num_context`` tokens in the cache.
+
+        Args:
+            num_waiting: tokens of prompts that are not computed yet.
+        """
+        ...
 
     def observe(self, step: StepInput, seconds: float) -> None: ...
 
@@ -89,8 +99,7 @@ class FixedBudget:
     def __init__(self, max_num_tokens: int):
         self._max_num_tokens = max_num_tokens
 
-    def budget(self, num_decodes: int, num_context: int) -> Budget:
-        """For prompts, beside ``num_decodes`` decodes over ``num_context`` tokens in the cache."""
+    def budget(self, num_decodes: int, num_context: int, num_waiting: int) -> Budget:
         return Budget(self._max_num_tokens - num_decodes)
 
     def observe(self, step: StepInput, seconds: float) -> None:
@@ -108,16 +117,18 @@ class TimedBudget:
         self._num_skipped = 0
         self.model = model or CostModel()
 
-    def budget(self, num_decodes: int, num_context: int) -> Budget:
+    def budget(self, num_decodes: int, num_context: int, num_waiting: int) -> Budget:
         num_tokens = self._max_num_tokens - num_decodes
         if not num_decodes or self._target_s == math.inf:
             return Budget(num_tokens)
         if not self.model.num_observed:
             return Budget(min(num_tokens, FIRST_CHUNK))
         decodes = StepWork(num_decodes, num_context + num_decodes)
-        aim_s = self._target_s / (1 + MARGIN + DEVIATIONS * self.model.scatter)
-        allowed_s = max(aim_s, self.model.seconds(decodes) / DECODE_SHARE)
-        return _TimedBudget(num_tokens, allowed_s, decodes, self.model)
+        decodes_s = self.model.seconds(decodes)
+        waiting_s = self.model.seconds(decodes.with_prompt(num_waiting, 0)) - decodes_s
+        stretch = min(max(1.0, waiting_s / (BACKLOG * self._target_s)), STRETCH)
+        aim_s = stretch * self._target_s / (1 + MARGIN + DEVIATIONS * self.model.scatter)
+        return _TimedBudget(num_tokens, max(aim_s, decodes_s / DECODE_SHARE), decodes, self.model)
 
     def observe(self, step: StepInput, seconds: float) -> None:
         if step.reads:

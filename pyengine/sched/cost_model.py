@@ -4,14 +4,17 @@
               + w5 * (tokens beyond 64) + w6 * (tokens beyond 256)
 
 No weight is negative. The last two bend the line: few tokens cost the time in which the weights are read, whatever
-their number, many cost arithmetic, and where the one turns into the other depends on the device. The weights come from
-least squares with forgetting; errors count relative to the step's time, so that short steps are fitted as well as long
-ones.
+their number, many cost arithmetic, and where the one turns into the other depends on the device. Where the dense
+layers' products were measured before the start (``TokenCurve``), these stand in the place of the two: on a GPU they are
+a staircase, one tile of rows after another. The weights come from least squares with forgetting; errors count relative
+to the step's time, so that short steps are fitted as well as long ones.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +23,8 @@ from pyengine.sched.step import StepInput
 
 BENDS = (64, 256)
 # Features are divided by these, a typical large value of each, so that all weights are of the size of a step's time.
-SCALES = (1.0, 128.0, 1024.0, 65536.0, 4e6, 1024.0, 1024.0)
+SCALES = (1.0, 128.0, 1024.0, 65536.0, 4e6)
+BEND_SCALES = (1024.0, 1024.0)
 FORGETTING = 0.98  # an observation counts half after 34 others
 NOISE = 0.05  # of a step's time
 ODD = 3.0  # times longer than expected: a graph was captured, the machine was busy; believed when it repeats
@@ -63,25 +67,56 @@ class StepWork:
             self.num_pairs + num_new * (num_before + num_new / 2),
         )
 
+    @property
+    def num_tokens(self) -> int:
+        return self.num_decodes + self.num_prompt_tokens
+
     def features(self) -> list[float]:
-        num_tokens = self.num_decodes + self.num_prompt_tokens
         values = (1.0, self.num_decodes, self.num_prompt_tokens, self.num_context, self.num_pairs)
-        bends = (max(num_tokens - bend, 0) for bend in BENDS)
-        return [value / scale for value, scale in zip((*values, *bends), SCALES, strict=True)]
+        return [value / scale for value, scale in zip(values, SCALES, strict=True)]
+
+
+class TokenCurve:
+    """Seconds of all products of a step with so many tokens, from measurements at some numbers of tokens.
+
+    Up to 1,024 tokens a number costs what the next larger measured one does, since a product computes whole tiles; from
+    there on the times are joined by lines, and the last line goes on. It never falls.
+
+    Args:
+        measured: (tokens, seconds), at least two.
+    """
+
+    STEPS_TO = 1024
+
+    def __init__(self, measured: Sequence[tuple[int, float]]) -> None:
+        measured = sorted(measured)
+        self._sizes = [size for size, _ in measured]
+        self._seconds = np.maximum.accumulate([seconds for _, seconds in measured]).tolist()
+        self.scale = self._seconds[-1]
+
+    def __call__(self, num_tokens: int) -> float:
+        index = bisect_left(self._sizes, num_tokens)
+        if index < len(self._sizes) and (self._sizes[index] <= self.STEPS_TO or index == 0):
+            return self._seconds[index]
+        index = min(max(index, 1), len(self._sizes) - 1)
+        (low, high), (less, more) = self._sizes[index - 1 : index + 1], self._seconds[index - 1 : index + 1]
+        return less + (more - less) * (num_tokens - low) / (high - low)
 
 
 class CostModel:
-    """Learns by ``observe``; ``seconds`` says what it believes. Knows nothing at first.
+    """Learns by ``observe``; ``seconds`` says what it believes. Knows nothing at first but ``curve``, if there is one.
 
     Kept are the normal equations, which stay well-behaved however long they fade; the solution is drawn to the last
     one, so that what is not observed for long is remembered. Nothing costs less than no time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, curve: TokenCurve | None = None) -> None:
         self.num_observed = 0
-        self._weights = [0.0] * len(SCALES)
-        self._matrix = np.zeros((len(SCALES), len(SCALES)))
-        self._vector = np.zeros(len(SCALES))
+        self._curve = curve
+        size = len(self._features(StepWork(0, 0)))
+        self._weights = [0.0] * size
+        self._matrix = np.zeros((size, size))
+        self._vector = np.zeros(size)
         self._draw = 0.0  # toward the last solution: weak beside a single observation
         self._num_odd = 0
         self._variance = 0.0  # of the relative error
@@ -92,7 +127,7 @@ class CostModel:
         return math.sqrt(self._variance)
 
     def seconds(self, work: StepWork) -> float:
-        return sum(weight * value for weight, value in zip(self._weights, work.features(), strict=True))
+        return sum(weight * value for weight, value in zip(self._weights, self._features(work), strict=True))
 
     def observe(self, work: StepWork, seconds: float) -> None:
         expected = self.seconds(work)
@@ -100,7 +135,7 @@ class CostModel:
             return
         if self.num_observed >= NUM_SETTLED:
             self._variance += (1 - FORGETTING) * (min(abs(seconds / expected - 1), MAX_ERROR) ** 2 - self._variance)
-        features = np.asarray(work.features())
+        features = np.asarray(self._features(work))
         if not self.num_observed:
             self._draw = DRAW / seconds**2
         self.num_observed += 1
@@ -108,7 +143,13 @@ class CostModel:
         self._matrix = FORGETTING * self._matrix + weight * np.outer(features, features)
         self._vector = FORGETTING * self._vector + weight * seconds * features
         vector = self._vector + self._draw * np.asarray(self._weights)
-        self._weights = _solve_nonnegative(self._matrix + self._draw * np.eye(len(SCALES)), vector).tolist()
+        self._weights = _solve_nonnegative(self._matrix + self._draw * np.eye(len(vector)), vector).tolist()
+
+    def _features(self, work: StepWork) -> list[float]:
+        if self._curve is not None:
+            return [*work.features(), self._curve(work.num_tokens) / self._curve.scale]
+        bends = (max(work.num_tokens - bend, 0) for bend in BENDS)
+        return [*work.features(), *(value / scale for value, scale in zip(bends, BEND_SCALES, strict=True))]
 
     def _is_odd(self, expected: float, seconds: float) -> bool:
         """A step far beyond expectation teaches nothing, unless the next ones are like it: then all is learnt anew."""

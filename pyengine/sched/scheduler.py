@@ -226,7 +226,8 @@ class Scheduler:
         no part in the step.
         """
         self._decodes.settle()
-        budget = self._policy.budget(self._decodes.num_wanting(), self._decodes.num_context)
+        num_waiting = self.queued.num_tokens + sum(seq.num_remaining_tokens for seq in self._behind)
+        budget = self._policy.budget(self._decodes.num_wanting(), self._decodes.num_context, num_waiting)
         shares = self._split_budget(budget)
         full = self._decodes.take_full()
         for seq in full:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_device import Simulation, large_gpu, small_cpu
 
-from pyengine.sched.budget import MIN_CHUNK, FixedBudget, TimedBudget
-from pyengine.sched.cost_model import CostModel, StepWork
+from pyengine.sched.budget import MIN_CHUNK, STRETCH, FixedBudget, TimedBudget
+from pyengine.sched.cost_model import CostModel, StepWork, TokenCurve
 
 DEVICES = {"gpu": (large_gpu, 8192), "cpu": (small_cpu, 1024)}
 
@@ -41,6 +41,10 @@ def _beside_streams(policy, device, *, num_streams=32, prompt=16000, num_prompts
 def test_the_target_is_kept_in_99_of_100(device, target_ms, num_streams, prompt, noise):
     policy = TimedBudget(DEVICES[device][1], target_ms / 1000)
     _, gaps, _ = _beside_streams(policy, device, num_streams=num_streams, prompt=prompt, noise=noise)
+    assert np.percentile(gaps, 99) * 1000 <= STRETCH * target_ms, "many tokens wait: the target has given way"
+    policy = TimedBudget(DEVICES[device][1], target_ms / 1000, policy.model)
+    few = 500 if device == "gpu" else 60
+    _, gaps, _ = _beside_streams(policy, device, num_streams=num_streams, prompt=few, num_prompts=40, noise=noise)
     assert np.percentile(gaps, 99) * 1000 <= target_ms
     _, gaps, _ = _beside_streams(
         FixedBudget(DEVICES[device][1]), device, num_streams=num_streams, prompt=prompt, noise=noise
@@ -90,9 +94,8 @@ def test_a_device_that_changes_its_speed_is_learnt_again(factor):
         simulation.step()
     gaps = np.concatenate(list(simulation.gaps_s.values()))
     decodes_alone = factor * large_gpu(StepWork(32, 32 * 1500))
-    allowed = max(0.03, 2 * decodes_alone)
-    assert np.percentile(gaps, 99) <= 1.05 * allowed
-    assert np.median(gaps) >= 0.7 * allowed, "idle time is wasted"
+    assert np.percentile(gaps, 99) <= 1.08 * max(STRETCH * 0.03, 2 * decodes_alone)
+    assert np.median(gaps) >= 0.7 * max(0.03, 2 * decodes_alone), "idle time is wasted"
 
 
 def test_prompts_progress_where_decodes_alone_miss_the_target():
@@ -116,6 +119,38 @@ def test_a_single_slow_step_changes_nothing():
     policy.model.observe(work, 0.7)
     assert policy.model.seconds(work) == before
     assert before == pytest.approx(large_gpu(work), rel=0.1)
+
+
+# A llama31-8b on an H100: products of all layers, ms, by what tiles they take.
+STAIRCASE = [(16, 4.8), (64, 5.0), (128, 5.3), (192, 6.1), (224, 6.5), (256, 6.6), (320, 8.9), (384, 9.0), (512, 10.2)]
+STAIRCASE += [(640, 13.0), (768, 14.6), (1024, 18.5), (2048, 36.0), (8192, 144.0)]
+CURVE = TokenCurve([(size, ms / 1000) for size, ms in STAIRCASE])
+
+
+def stepwise_gpu(work: StepWork) -> float:
+    rest = 1.5e-6 * work.num_tokens + 43.7e-9 * work.num_context + 1.2e-9 * work.num_pairs
+    return 1e-3 + CURVE(work.num_tokens) + rest
+
+
+def test_a_curve_is_a_staircase_then_lines():
+    assert CURVE(1) == CURVE(16) == 0.0048 and CURVE(257) == CURVE(320) == 0.0089 and CURVE(224) == 0.0065
+    assert CURVE(1536) == pytest.approx((18.5 + 36) / 2000) and CURVE(2048) == pytest.approx(0.036)
+    assert CURVE(16384) == pytest.approx(0.144 + 8192 * (0.144 - 0.036) / 6144)
+    rising = [CURVE(n) for n in range(1, 10000, 7)]
+    assert rising == sorted(rising)
+    assert TokenCurve([(16, 0.2), (32, 0.1), (64, 0.3)])(32) == 0.2
+
+
+def test_measured_products_leave_prompts_more_of_a_step():
+    seconds = {}
+    for name, curve in (("bends", None), ("curve", CURVE)):
+        policy = TimedBudget(8192, 0.016, CostModel(curve))
+        DEVICES["stepwise"] = (stepwise_gpu, 8192)
+        _, gaps, prompts_s = _beside_streams(policy, "stepwise", prompt=1500, num_prompts=30)
+        seconds[name] = np.mean(prompts_s)
+        assert np.percentile(gaps, 99) <= STRETCH * 0.016
+    assert policy.model.scatter < 0.03
+    assert seconds["curve"] < seconds["bends"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,7 +198,7 @@ def test_grants_keep_to_tokens_and_time(wanted, num_decodes, target_ms):
         work = StepWork(int(rng.integers(1, 256)), int(rng.integers(1000, 200000)))
         work = work.with_prompt(int(rng.integers(1, 8192)), int(rng.integers(0, 20000)))
         policy.model.observe(work, large_gpu(work))
-    budget = policy.budget(num_decodes, 100 * num_decodes)
+    budget = policy.budget(num_decodes, 100 * num_decodes, 0)
     work, total = StepWork(num_decodes, 101 * num_decodes), 0
     alone = policy.model.seconds(work)
     for num_wanted, num_before in wanted:
