@@ -113,15 +113,12 @@ __device__ __forceinline__ void set_job(const RunArgs& args, const Item& item, i
   store_job(j, job);
 }
 // The same of a CTA's item, gathered or not.
+__device__ __forceinline__ Job job_of_cta_item(const RunArgs& args, const Item& item, int kv_head) {
+  return item.shared < 0 ? job_of_item(args, item, kv_head, kCtaRows) : job_of_gathered_item(args, item, kv_head);
+}
 __device__ __forceinline__ void set_cta_job(const RunArgs& args, const Item& item, int kv_head, int row_in_tile,
                                             Job* job) {
-  Job j = item.shared < 0 ? job_of_item(args, item, kv_head, kCtaRows) : job_of_gathered_item(args, item, kv_head);
-  set_rows(args, row_in_tile, j);
-  store_job(j, job);
-}
-// The same from the job of another warp of the CTA.
-__device__ __forceinline__ void set_rows_of_warp(const RunArgs& args, const Job& other, int row_in_tile, Job* job) {
-  Job j = other;
+  Job j = job_of_cta_item(args, item, kv_head);
   set_rows(args, row_in_tile, j);
   store_job(j, job);
 }

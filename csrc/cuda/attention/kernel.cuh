@@ -161,7 +161,7 @@ __device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char
   if constexpr (kFetches<KvFormat<T, kDim>>) {
     const PrefillMemory<kDim> ring(smem);
     __syncthreads();  // its barriers are there
-    run_fetched_items<T, kDim>(args, ring, memory.job);
+    run_fetched_items<T, kDim>(args, ring);
     sync_workers();
     if (threadIdx.x == 0) ring.invalidate_barriers();
     sync_workers();

@@ -108,18 +108,18 @@ constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>)
 constexpr int kFetchWarps = 4, kFetchThreads = kFetchWarps * 32;
 static_assert(kFetchWarps == kTileSlabs, "each brings one slab of every tile");
 // Of a thread, where the kernel began with 168, what 384 of them can have.
-constexpr int kFetchRegisters = 24, kWorkRegisters = 240;
+constexpr int kFetchRegisters = 40, kWorkRegisters = 232;
 constexpr int kPrefillRoom = 208 << 10;
 template <int kDim>
 constexpr int kRunningBytes = kCtaRows * kDim * 4;
 template <int kDim>
 constexpr int kPrefillTiles = (kPrefillRoom - kRunningBytes<kDim>) / (kTileTokens * kDim * 2);
-// An item takes at least two tiles of the ring; one is being computed on, and the next announced.
+// An item takes at least two tiles of the ring; one is being computed on, and the next one known.
 template <int kDim>
 constexpr int kLivePrefillJobs = kPrefillTiles<kDim> / 2 + 2;
 template <int kDim>
-constexpr int kPrefillBytes = kPrefillRoom + kLivePrefillJobs<kDim> * kJobBytes +
-                              round_up(8 * (2 * kPrefillTiles<kDim> + kLivePrefillJobs<kDim>), 16);
+constexpr int kPrefillBytes = kPrefillRoom + kLivePrefillJobs<kDim> * kWarps * kJobBytes +
+                              round_up(8 * (2 * kPrefillTiles<kDim> + kLivePrefillJobs<kDim> + 1), 16);
 
 // Barriers of parts of a CTA: those that compute, those that fetch, each computing warpgroup.
 constexpr int kWorkersBarrier = 1, kFetchBarrier = 2, kFirstGroupBarrier = 3;
