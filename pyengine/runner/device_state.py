@@ -20,9 +20,22 @@ from pyengine.runner.staging import Staging
 from pyengine.sched.step import StepInput
 
 
+@dataclass(frozen=True, slots=True)
+class PassSize:
+    """What a pass is captured for.
+
+    Attributes:
+        decodes: one token of each sequence, in their order: the pass's rows are its tokens.
+    """
+
+    num_seqs: int
+    num_tokens: int
+    decodes: bool
+
+
 @dataclass(frozen=True)
 class InputBatch:
-    """The tensors of one pass, views of persistent buffers. num_seqs and num_tokens include padding.
+    """The tensors of one pass, views of persistent buffers. The size includes padding.
 
     Attributes:
         input_ids: int32 [num_tokens]; positions: int32 [num_tokens]; slot_mapping: int64 [num_tokens], -1 for padding.
@@ -31,8 +44,7 @@ class InputBatch:
         last_indices: int32 [num_seqs] index of each sequence's last token.
     """
 
-    num_seqs: int
-    num_tokens: int
+    size: PassSize
     input_ids: Tensor
     positions: Tensor
     slot_mapping: Tensor
@@ -41,6 +53,14 @@ class InputBatch:
     rows: Tensor
     sample_rows: Tensor
     last_indices: Tensor
+
+    @property
+    def num_seqs(self) -> int:
+        return self.size.num_seqs
+
+    @property
+    def num_tokens(self) -> int:
+        return self.size.num_tokens
 
 
 class DeviceState:
@@ -69,20 +89,20 @@ class DeviceState:
         self._query_start = int32(max_num_seqs + 1)
         self._input_ids, self._positions = int32(max_num_tokens), int32(max_num_tokens)
         self._slot_mapping = torch.full((max_num_tokens,), -1, dtype=torch.int64, device=device)
-        self._decode_batches: dict[int, InputBatch] = {}  # views are dear: some microseconds each
+        self._decode_batches: dict[PassSize, InputBatch] = {}  # views are dear: some microseconds each
 
-    def batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
+    def batch(self, size: PassSize) -> InputBatch:
         """The views of a pass of this padded size; the same memory every time."""
-        if num_seqs != num_tokens:
-            return self._make_batch(num_seqs, num_tokens)
-        if num_seqs not in self._decode_batches:
-            self._decode_batches[num_seqs] = self._make_batch(num_seqs, num_tokens)
-        return self._decode_batches[num_seqs]
+        if not size.decodes:
+            return self._make_batch(size)
+        if size not in self._decode_batches:
+            self._decode_batches[size] = self._make_batch(size)
+        return self._decode_batches[size]
 
-    def _make_batch(self, num_seqs: int, num_tokens: int) -> InputBatch:
+    def _make_batch(self, size: PassSize) -> InputBatch:
+        num_seqs, num_tokens = size.num_seqs, size.num_tokens
         return InputBatch(
-            num_seqs,
-            num_tokens,
+            size,
             self._input_ids[:num_tokens],
             self._positions[:num_tokens],
             self._slot_mapping[:num_tokens],
@@ -93,9 +113,9 @@ class DeviceState:
             self._last_indices[:num_seqs],
         )
 
-    def apply(self, step: StepInput, num_seqs: int, num_tokens: int) -> InputBatch:
-        """Update the rows and build the inputs of ``step``, padded to so many sequences and tokens."""
-        batch = self.batch(num_seqs, num_tokens)
+    def apply(self, step: StepInput, size: PassSize) -> InputBatch:
+        """Update the rows and build the inputs of ``step``, padded to ``size``."""
+        batch, num_seqs = self.batch(size), size.num_seqs
         self._rows.write(step.rows, num_seqs, -1)
         self._sample_rows.write(sampling_rows(step), num_seqs, -1)
         num_new = self._num_new.write(step.num_new_tokens, num_seqs)

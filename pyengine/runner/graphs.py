@@ -1,9 +1,9 @@
-"""Captured passes: a step of decodes is replayed instead of issued op by op.
+"""Captured passes: a step of decodes, and a small one with prompts, is replayed instead of issued op by op.
 
-On a GPU a pass is a CUDA graph, captured at a few batch sizes and padded up to them. On a CPU it is a recorded program
-of our ops, captured at exactly the size that comes. Both freeze pointers and sizes, so a captured pass reads its
-inputs from the persistent buffers of ``DeviceState`` and writes its logits to one of the runner.
-Same tokens either way: what is replayed are the very ops that ran when it was captured.
+On a GPU a pass is a CUDA graph, captured at a few sizes and padded up to them. On a CPU it is a recorded program of our
+ops, of decodes alone, captured at exactly the size that comes. Both freeze pointers and sizes, so a captured pass reads
+its inputs from the persistent buffers of ``DeviceState`` and writes its logits to one of the runner. Same tokens either
+way: what is replayed are the very ops that ran when it was captured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyengine import ops
-from pyengine.runner.device_state import InputBatch
+from pyengine.runner.device_state import InputBatch, PassSize
 
 Forward = Callable[[InputBatch], Tensor]
 
@@ -31,20 +31,20 @@ Capture = Callable[[InputBatch, Forward], tuple[Captured, Tensor]]
 class EagerPass:
     """No capture: every size runs as it is, op by op."""
 
-    def padded_size(self, num_seqs: int) -> int:
-        """What a batch of ``num_seqs`` is padded to before ``run``."""
-        return num_seqs
+    def padded_size(self, size: PassSize) -> PassSize:
+        """What a batch of ``size`` is padded to before ``run``."""
+        return size
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:
         return forward(batch)
 
-    def capture_ahead(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> int:
+    def capture_ahead(self, make_batch: Callable[[PassSize], InputBatch], forward: Forward) -> int:
         """Capture the sizes that should be ready before the first request; returns how many."""
         return 0
 
 
 class RecordedPass(EagerPass):
-    """CPU: a program per batch size, recorded the first time a size comes. Sizes are few (up to max_num_seqs) and
+    """CPU: a program per number of decodes, recorded the first time it comes. They are few (up to max_num_seqs) and
     programs small.
     """
 
@@ -52,6 +52,8 @@ class RecordedPass(EagerPass):
         self._programs: dict[int, tuple[ops.Program, Tensor]] = {}
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:
+        if not batch.size.decodes:
+            return forward(batch)
         captured = self._programs.get(batch.num_seqs)
         if captured is None:
             with ops.record() as program:
@@ -64,43 +66,64 @@ class RecordedPass(EagerPass):
 
 
 class GraphPass(EagerPass):
-    """GPU: graphs at sizes 1, 2, 4, 8, 16, from there in steps of 16 to 224, and beyond in steps of 128.
+    """GPU: graphs of 1, 2, 4, 8, 16 decodes, from there in steps of 16, and beyond 224 in steps of 128; and of steps
+    with prompts up to 512 tokens.
 
     To 224 rows the dense layers stream their weights and take the longer the more rows there are. Beyond, cuBLASLt has
-    most of them (csrc/cuda/gemm/stream_plan.h), whose products take as long at 240 rows as at 256.
+    most of them (csrc/cuda/gemm/stream_plan.h), whose products take as long at 240 rows as at 256. Issuing a pass op by
+    op takes the host 3 to 5 ms, longer than a GPU takes for a small model or a few tokens; not for more than 512.
     """
 
-    STEP, COARSE_STEP = 16, 128
-    LARGEST_FINE_SIZE = 224
+    STEP, COARSE_STEP, FINE_END = 16, 128, 224
+    MIXED = (16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512)  # tokens: classes of the products
 
-    def __init__(self, max_num_seqs: int, capture: Capture):
+    def __init__(self, max_num_seqs: int, max_num_tokens: int, capture: Capture):
         self._max_num_seqs = max_num_seqs
+        self._mixed = [num_tokens for num_tokens in self.MIXED if num_tokens <= max_num_tokens]
         self._capture = capture
-        self._graphs: dict[int, tuple[Captured, Tensor]] = {}
+        self._graphs: dict[PassSize, tuple[Captured, Tensor]] = {}
 
-    def padded_size(self, num_seqs: int) -> int:
-        if num_seqs <= self.STEP:
-            return min(1 << (num_seqs - 1).bit_length(), self._max_num_seqs)
-        step = self.STEP if num_seqs <= self.LARGEST_FINE_SIZE else self.COARSE_STEP
-        return min(-(-num_seqs // step) * step, self._max_num_seqs)
+    def padded_size(self, size: PassSize) -> PassSize:
+        if size.decodes:
+            return self._decodes(size.num_seqs)
+        larger = (num_tokens for num_tokens in self._mixed if num_tokens >= size.num_tokens)
+        num_tokens = next(larger, None)
+        return size if num_tokens is None else self._with_prompts(num_tokens)
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:
-        captured = self._graphs.get(batch.num_seqs)
+        captured = self._graphs.get(batch.size)
         if captured is None:
-            return self._run_and_capture(batch, forward)
+            return forward(batch) if self._is_large(batch.size) else self._run_and_capture(batch, forward)
         graph, output = captured
         graph.replay()
         return output
 
-    def capture_ahead(self, make_batch: Callable[[int], InputBatch], forward: Forward) -> int:
-        sizes = {self.padded_size(n) for n in range(1, self._max_num_seqs + 1)}
-        for size in sorted(sizes, reverse=True):  # the largest first: smaller graphs then fit into its memory
+    def capture_ahead(self, make_batch: Callable[[PassSize], InputBatch], forward: Forward) -> int:
+        sizes = {self._decodes(n) for n in range(1, self._max_num_seqs + 1)} | set(map(self._with_prompts, self._mixed))
+        # The largest first: smaller graphs then fit into its memory.
+        for size in sorted(sizes, key=lambda size: size.num_tokens, reverse=True):
             self._run_and_capture(make_batch(size), forward)
         return len(sizes)
 
+    def _decodes(self, num_seqs: int) -> PassSize:
+        if num_seqs <= self.STEP:
+            padded = 1 << (num_seqs - 1).bit_length()
+        else:
+            step = self.STEP if num_seqs <= self.FINE_END else self.COARSE_STEP
+            padded = -(-num_seqs // step) * step
+        padded = min(padded, self._max_num_seqs)
+        return PassSize(padded, padded, decodes=True)
+
+    def _with_prompts(self, num_tokens: int) -> PassSize:
+        """Room for as many sequences as such a step may have."""
+        return PassSize(min(num_tokens, self._max_num_seqs), num_tokens, decodes=False)
+
+    def _is_large(self, size: PassSize) -> bool:
+        return not size.decodes and size.num_tokens > (self._mixed[-1] if self._mixed else 0)
+
     def _run_and_capture(self, batch: InputBatch, forward: Forward) -> Tensor:
         output = forward(batch)  # first: algorithm choices and lazy initialisation must not happen in a capture
-        self._graphs[batch.num_seqs] = self._capture(batch, forward)
+        self._graphs[batch.size] = self._capture(batch, forward)
         return output
 
 
@@ -125,7 +148,7 @@ class CudaCapture:
         return graph, output
 
 
-def make_graph_pass(device_kind: str, max_num_seqs: int, enforce_eager: bool) -> EagerPass:
+def make_graph_pass(device_kind: str, max_num_seqs: int, max_num_tokens: int, enforce_eager: bool) -> EagerPass:
     if enforce_eager:
         return EagerPass()
-    return GraphPass(max_num_seqs, CudaCapture()) if device_kind == "cuda" else RecordedPass()
+    return GraphPass(max_num_seqs, max_num_tokens, CudaCapture()) if device_kind == "cuda" else RecordedPass()

@@ -18,7 +18,7 @@ from pyengine.layers.context import ForwardContext
 from pyengine.layers.host_memory import empty_on_huge_pages
 from pyengine.models.config import ModelConfig
 from pyengine.ops import AttentionMetadata
-from pyengine.runner.device_state import DeviceState, InputBatch, sampling_rows
+from pyengine.runner.device_state import DeviceState, InputBatch, PassSize, sampling_rows
 from pyengine.runner.graphs import EagerPass, make_graph_pass
 from pyengine.runner.host_arena import HostArena
 from pyengine.runner.kv_memory import MemoryPlan
@@ -99,7 +99,7 @@ class ModelRunner:
         # One for all passes: a captured pass with logits of its own would keep them for ever.
         self._logits = torch.empty((plan.max_num_seqs, config.vocab_size), dtype=torch.float32, device=device)
         self.product_times: list[tuple[int, float]] = []  # of a GPU (warm_up)
-        self._graphs = make_graph_pass(device.type, plan.max_num_seqs, enforce_eager)
+        self._graphs = make_graph_pass(device.type, plan.max_num_seqs, plan.max_num_batched_tokens, enforce_eager)
         self._eager = EagerPass()
 
     @torch.inference_mode()
@@ -115,15 +115,14 @@ class ModelRunner:
     def forward(self, step: StepInput) -> Pass:
         """Issue the pass up to its logits."""
         self._staging.begin()
+        passes = self._eager if step.reads else self._graphs
         num_seqs, num_tokens = len(step.rows), step.num_tokens
-        passes = self._graphs if num_seqs == num_tokens and not step.reads else self._eager
-        if passes is self._graphs:
-            num_seqs = num_tokens = passes.padded_size(num_seqs)
+        size = passes.padded_size(PassSize(num_seqs, num_tokens, decodes=num_seqs == num_tokens))
         self.host_arena.swap(step)
         if len(step.copies):
             ops.copy_blocks(self._arena.view(1, self._plan.num_blocks, -1), self._staging.upload(step.copies))
         self._sampler.assign(step.new_rows)
-        batch = self._state.apply(step, num_seqs, num_tokens)
+        batch = self._state.apply(step, size)
         if step.reads:
             return self._forward_and_read(step, batch)
         return Pass(step, batch, passes.run(batch, self._forward))
@@ -156,16 +155,16 @@ class ModelRunner:
         num_layers = self._config.num_layers
         return [(size, num_layers * begin.elapsed_time(end) / 1000) for size, (begin, end) in events.items()]
 
-    def _idle_batch(self, size: int) -> InputBatch:
+    def _idle_batch(self, size: PassSize) -> InputBatch:
         if self._logits.is_cuda:
             torch.cuda.synchronize()  # the last one's copy has left the host's buffer
-        return self._state.apply(_idle_step(), size, size)
+        return self._state.apply(_idle_step(), size)
 
     def _forward(self, batch: InputBatch) -> Tensor:
         """Logits float32 [num_seqs, vocab_size] of each sequence's last token. Captured: nothing here may depend on
         values.
         """
-        output_rows = None if batch.num_seqs == batch.num_tokens else batch.last_indices
+        output_rows = None if batch.size.decodes else batch.last_indices
         return self._model.logits(self._hidden(batch, output_rows), self._logits[: batch.num_seqs])
 
     def _forward_and_read(self, step: StepInput, batch: InputBatch) -> Pass:

@@ -5,38 +5,44 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pyengine.runner.device_state import PassSize
 from pyengine.runner.graphs import GraphPass
+
+MIXED = [16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512]
 
 
 class Device:
-    """Runs and captures nothing; remembers the sizes, and how many passes were replayed."""
+    """Runs and captures nothing; remembers the sizes, and which passes were replayed."""
 
-    def __init__(self, max_num_seqs: int):
+    def __init__(self, max_num_seqs: int, max_num_tokens: int = 4):
         self.captured, self.replayed, self.eager = [], [], []
-        self.passes = GraphPass(max_num_seqs, self._capture)
+        self.passes = GraphPass(max_num_seqs, max_num_tokens, self._capture)
 
-    def batch(self, size: int) -> SimpleNamespace:
-        return SimpleNamespace(num_seqs=size)
+    def batch(self, size: PassSize) -> SimpleNamespace:
+        return SimpleNamespace(size=size)
 
     def forward(self, batch: SimpleNamespace) -> torch.Tensor:
-        self.eager.append(batch.num_seqs)
-        return torch.full((1,), batch.num_seqs)
+        self.eager.append(batch.size)
+        return torch.full((1,), batch.size.num_tokens)
 
     def start(self) -> int:
         return self.passes.capture_ahead(self.batch, self.forward)
 
-    def step(self, num_seqs: int) -> int:
-        size = self.passes.padded_size(num_seqs)
-        assert size >= num_seqs
-        assert self.passes.run(self.batch(size), self.forward).item() == size
+    def step(self, num_seqs: int, num_tokens: int | None = None) -> PassSize:
+        wanted = PassSize(num_seqs, num_tokens or num_seqs, decodes=num_tokens is None)
+        size = self.passes.padded_size(wanted)
+        assert size.num_seqs >= num_seqs and size.num_tokens >= wanted.num_tokens and size.decodes == wanted.decodes
+        assert self.passes.run(self.batch(size), self.forward).item() == size.num_tokens
         return size
 
     def _capture(self, batch, forward):
-        self.captured.append(batch.num_seqs)
-        graph = SimpleNamespace(replay=lambda: self.replayed.append(batch.num_seqs))
-        return graph, torch.full((1,), batch.num_seqs)
+        self.captured.append(batch.size)
+        graph = SimpleNamespace(replay=lambda: self.replayed.append(batch.size))
+        return graph, torch.full((1,), batch.size.num_tokens)
 
 
+def decodes(sizes: list[int]) -> list[PassSize]:
+    return [PassSize(size, size, decodes=True) for size in sizes]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +61,41 @@ class Device:
 def test_every_size_is_captured_before_the_start_and_every_batch_takes_the_next_larger_one(most, sizes):
     device = Device(most)
     assert device.start() == len(sizes)
-    assert device.captured == device.eager == sizes[::-1]
-    expected = [next(size for size in sizes if size >= n) for n in range(1, most + 1)]
+    assert device.captured == device.eager == decodes(sizes[::-1])
+    expected = decodes([next(size for size in sizes if size >= n) for n in range(1, most + 1)])
     assert [device.step(n) for n in range(1, most + 1)] == expected
-    assert device.replayed == expected and device.captured == sizes[::-1]
+    assert device.replayed == expected and device.captured == decodes(sizes[::-1])
 
 
 def test_without_a_start_a_size_is_captured_when_it_comes():
     device = Device(32)
-    assert device.step(3) == 4 and device.captured == [4]
-    assert device.step(3) == 4 and device.eager == [4] and device.replayed == [4]
+    [four] = decodes([4])
+    assert device.step(3) == four and device.captured == [four]
+    assert device.step(3) == four and device.eager == [four] and device.replayed == [four]
+
+
+def test_small_steps_with_prompts_are_captured_and_large_ones_run_as_they_are():
+    device = Device(64, 8192)
+    num_decodes = len([1, 2, 4, 8, 16, 32, 48, 64])
+    assert device.start() == num_decodes + len(MIXED)
+    assert device.captured[0] == PassSize(64, 512, decodes=False), "the largest first"
+    device.eager.clear()
+    for num_seqs, num_tokens, padded in ((1, 2, 16), (40, 300, 320), (15, 16, 16), (63, 64, 64), (1, 512, 512)):
+        assert device.step(num_seqs, num_tokens) == PassSize(min(padded, 64), padded, decodes=False)
+    assert not device.eager and len(device.replayed) == 5
+    assert device.step(9, 513) == PassSize(9, 513, decodes=False)
+    assert device.eager == [PassSize(9, 513, decodes=False)] and len(device.captured) == num_decodes + len(MIXED)
+
+
+def test_as_many_tokens_as_sequences_with_and_without_prompts_are_two_passes():
+    device = Device(64, 8192)
+    device.start()
+    assert device.step(64) != device.step(63, 64)
+    assert [size.decodes for size in device.replayed] == [True, False]
+
+
+def test_no_size_exceeds_what_a_step_may_have():
+    device = Device(8, 100)
+    device.start()
+    assert max(size.num_tokens for size in device.captured) == 96
+    assert device.step(3, 97) == PassSize(3, 97, decodes=False) and device.eager[-1].num_tokens == 97
