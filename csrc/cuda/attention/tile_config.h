@@ -108,7 +108,7 @@ constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>)
 constexpr int kFetchWarps = 4, kFetchThreads = kFetchWarps * 32;
 static_assert(kFetchWarps == kTileSlabs, "each brings one slab of every tile");
 // Of a thread, where the kernel began with 168, what 384 of them can have.
-constexpr int kFetchRegisters = 40, kWorkRegisters = 232;
+constexpr int kFetchRegisters = 24, kWorkRegisters = 240;
 constexpr int kPrefillRoom = 208 << 10;
 template <int kDim>
 constexpr int kRunningBytes = kCtaRows * kDim * 4;
