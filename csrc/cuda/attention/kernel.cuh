@@ -36,12 +36,12 @@ __device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, const Run
           reinterpret_cast<int*>(control + kWarps * kJobBytes)};
 }
 // The same as one warp of a pair sees it: all rings, then what belongs to each.
-template <int kDim>
-__device__ __forceinline__ PairMemory<kDim> pair_memory(unsigned char* smem) {
+template <int kWords>
+__device__ __forceinline__ PairMemory<kWords> pair_memory(unsigned char* smem) {
   const int pair = warp_id() % kBoxPairs;
-  unsigned char* const jobs = smem + kBoxPairs * kBoxRingBytes + pair * kPairControlBytes<kDim>;
-  auto* const barriers = reinterpret_cast<uint64_t*>(jobs + kLiveBoxJobs<kDim> * kJobBytes);
-  return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kDim>};
+  unsigned char* const jobs = smem + kBoxPairs * kBoxRingBytes + pair * kPairControlBytes<kWords>;
+  auto* const barriers = reinterpret_cast<uint64_t*>(jobs + kLiveBoxJobs<kWords> * kJobBytes);
+  return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kWords>};
 }
 
 // The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
@@ -112,8 +112,9 @@ __device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Warp
   }
 }
 
-// Code for sm_90 alone leaves out what would never run there.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+// Code for Hopper alone leaves out what would never run there. (That for compute_90 may run on a newer GPU whose shared
+// memory has no room for the pairs.)
+#if defined(PE_WGMMA)
 constexpr bool kAlwaysBoxes = true;
 #else
 constexpr bool kAlwaysBoxes = false;
@@ -129,7 +130,7 @@ template <typename Format>
 constexpr bool kFetches = false;
 #else
 template <typename Format>
-constexpr bool kFetches = Format::kByBoxes;
+constexpr bool kFetches = Format::kFetchesPrefill;
 #endif
 template <typename Format>
 constexpr int threads_of(bool by_boxes) {
@@ -169,6 +170,7 @@ __device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char
   }
 #endif
   run_cta_tickets<T, kDim>(args, memory);
+  if constexpr (KvFormat<T, kDim>::kByBoxes) bulk_fence_before_reuse();  // pairs meet before they ask for boxes
 }
 
 // Code for sm_90a alone takes three warpgroups where two compute.
@@ -203,7 +205,7 @@ __global__ void __launch_bounds__(kMostThreads<KvFormat<T, kDim>>, 1)
     if constexpr (Format::kByCta) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<typename Format::Element, kDim>(args);
   } else if (Format::kByBoxes && args.by_boxes) {
-    if constexpr (Format::kByBoxes) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
+    if constexpr (Format::kByBoxes) run_pairs<T, kDim>(args, maps, pair_memory<Format::kWords>(smem));
   } else if (!(Format::kByBoxes && kAlwaysBoxes)) {
     run_warp_tickets<T, kDim>(args, memory);
   }
