@@ -255,6 +255,7 @@ __device__ __forceinline__ void run_box_item(const RunArgs& args, const Job& job
   using Element = typename Format::Element;
   uint32_t q[kDim / 16][4];
   load_queries<Element, kDim, kHalves, Format::kQuads>(args, job, q);
+  const float key_scale = Format::key_scale(args, job);
   RowState<kDim, kHalves> chunk, running;
   chunk.clear();
   begin_running<kDim>(args, job, running);
@@ -263,7 +264,7 @@ __device__ __forceinline__ void run_box_item(const RunArgs& args, const Job& job
     TileScores scores = {};
     score_tile<Format, kDim>(reader.get(), q, scores);
     reader.release();
-    Format::scale_scores(args, job, scores);
+    Format::scale_scores(args, key_scale, scores);
     if (!sees_all(job, token, kTileTokens)) hide_unseen<kHalves>(args, job, token, scores);
     TileWeights weights;
     absorb_scores<Element>(scores, args.scale_log2, chunk, weights);

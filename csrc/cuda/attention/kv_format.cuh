@@ -54,6 +54,8 @@ struct KvFormat {
     mma_m16n8k16<T>(acc[2 * i], weights, b[0], b[1]);
     mma_m16n8k16<T>(acc[2 * i + 1], weights, b[2], b[3]);
   }
+  static __device__ __forceinline__ float key_scale(const RunArgs&, const Job&) { return 1; }
+  static __device__ __forceinline__ void scale_scores(const RunArgs&, float, TileScores&) {}
   static __device__ __forceinline__ void scale_scores(const RunArgs&, const Job&, TileScores&) {}
   static __device__ __forceinline__ void scale_values(const RunArgs&, const Job&, float (&)[kDim / 8][4]) {}
   template <int kHalves>
@@ -131,14 +133,20 @@ struct KvFormat<Fp8<T>, kDim> {
     }
   }
 
-  static __device__ __forceinline__ void scale_scores(const RunArgs& args, const Job& job, TileScores& scores) {
+  static __device__ __forceinline__ float key_scale(const RunArgs& args, const Job& job) {
+    return args.k_scale == nullptr ? 1 : __ldg(args.k_scale + job.kv_head);
+  }
+  // By that, for those who have a register for it.
+  static __device__ __forceinline__ void scale_scores(const RunArgs& args, float scale, TileScores& scores) {
     if (args.k_scale == nullptr) return;
-    const float scale = __ldg(args.k_scale + job.kv_head);
 #pragma unroll
     for (int j = 0; j < kTileTokens / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) scores[j][e] *= scale;
     }
+  }
+  static __device__ __forceinline__ void scale_scores(const RunArgs& args, const Job& job, TileScores& scores) {
+    if (args.k_scale != nullptr) scale_scores(args, key_scale(args, job), scores);
   }
 
   // Once for each chunk: what it adds up to stands for that much.
