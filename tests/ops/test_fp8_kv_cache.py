@@ -145,15 +145,27 @@ def test_the_reference_reads_what_the_cache_stands_for():
     assert_accurate(out[: case.num_queries], *truth_and_plain_of(case))
 
 
+@pytest.mark.parametrize("heads", [Heads(4, 2, 64), Heads(8, 2, 128)], ids=str)
+def test_many_decodes_and_a_long_one(device, dtype, heads):
+    """More work than a GPU has pairs of warps, and a sequence that several of them share."""
+    case = fp8_case([(1, 3000), *((1, 1 + 37 * i % 400) for i in range(300))], heads, dtype, device, num_padding=3)
+    whole = case.attend()
+    assert_accurate(whole, *truth_and_plain_of(case))
+    for s in (0, 1, 100, 300):
+        assert same_bits(alone(case, s, 0, 1, device).attend(), whole[s : s + 1]), f"sequence {s}"
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("window", [1, 16, 100, 300])
-def test_sliding_window(device, dtype, window):
-    case = fp8_case(CASES["mixed"], Heads(), dtype, device)
+def test_sliding_window(device, dtype, window, head_dim):
+    case = fp8_case(CASES["mixed"], Heads(4, 2, head_dim), dtype, device)
     assert_accurate(case.attend(window), *truth_and_plain_of(case, window))
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("block_size", [32, 64, 256])
-def test_block_sizes(device, dtype, block_size):
-    case = fp8_case(CASES["mixed"], Heads(8, 2, 128), dtype, device, block_size=block_size)
+def test_block_sizes(device, dtype, block_size, head_dim):
+    case = fp8_case(CASES["mixed"], Heads(8, 2, head_dim), dtype, device, block_size=block_size)
     assert_accurate(case.attend(), *truth_and_plain_of(case))
 
 
@@ -167,10 +179,11 @@ def test_stored_elements_are_exact(device, dtype):
     assert same_bits(case.attend(), widened(case, dtype).attend())
 
 
+@pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(8, 2, 128)], ids=str)
 @pytest.mark.parametrize("window", [0, 40])
-def test_sequence_does_not_depend_on_its_neighbours(device, dtype, window):
+def test_sequence_does_not_depend_on_its_neighbours(device, dtype, window, heads):
     lengths = CASES["mixed"]
-    case = fp8_case(lengths, Heads(9, 3, 64), dtype, device, num_padding=5)
+    case = fp8_case(lengths, heads, dtype, device, num_padding=5)
     whole = case.attend(window)
     for s, (num_queries, _) in enumerate(lengths):
         begin = int(case.meta.query_start[s])

@@ -340,13 +340,24 @@ void test_against_reference() {
 void test_fp8_against_reference() {
   const Batch decode{{{1, 1, 1}, {2, 15, 1}, {3, 16, 1}, {4, 65, 1}, {5, 257, 1}, {6, 700, 1}}, 2, 2};
   const Batch mixed{{{1, 40, 1}, {2, 0, 0}, {3, 90, 90}, {4, 300, 3}, {5, 290, 45}, {6, 513, 1}}, 1, 3};
-  for (const int group : {1, 3, 4, 8}) check_batch<bf16, fp8>({2 * group, 2, 64, 16, 0, false}, decode, ctas(1));
+  for (const int group : {1, 3, 4, 8}) {
+    check_batch<bf16, fp8>({2 * group, 2, 64, 16, 0, false}, decode, ctas(1));
+    check_batch<bf16, fp8>({2 * group, 2, 64, 16, 0, false}, decode, by_boxes(2));
+    check_batch<bf16, fp8>({2 * group, 2, 128, 16, 0, false}, decode, by_boxes(1));
+  }
   check_batch<bf16, fp8>({8, 2, 64, 64, 0, true}, mixed, ctas(2, deep_slots(32)));
   check_batch<bf16, fp8>({3, 1, 128, 16, 0, false}, mixed, ctas(1, deep_slots(64)));
   check_batch<f16, fp8>({4, 1, 64, 32, 0, true}, mixed, ctas(1));
   check_batch<f16, fp8>({8, 1, 128, 256, 0, false}, decode, ctas(4));  // split: partial results in the right columns
   check_batch<bf16, fp8>({4, 2, 128, 16, 50, false}, mixed, ctas(2));
   check_batch<bf16, fp8>({4, 1, 64, 16, 300, false}, {{{1, 900, 1}, {2, 620, 40}, {3, 270, 4}}}, ctas(3));
+  for (const int dim : {64, 128}) {
+    check_batch<f16, fp8>({8, 1, dim, 256, 0, false}, decode, by_boxes(4));
+    check_batch<bf16, fp8>({8, 2, dim, 64, 0, true}, mixed, by_boxes(2));
+    check_batch<f16, fp8>({3, 1, dim, 32, 0, false}, mixed, by_boxes(1));
+    check_batch<bf16, fp8>({4, 1, dim, 16, 300, true}, {{{1, 900, 1}, {2, 620, 4}, {3, 270, 3}}}, by_boxes(2));
+    check_batch<bf16, fp8>({24, 2, dim, 16, 50, false}, mixed, by_boxes(1));
+  }
 }
 
 // ---- bit for bit --------------------------------------------------------------------------------------------------
@@ -382,19 +393,19 @@ bool takes_boxes(const Shape& shape) { return shape.dim == 64 || shape.dim == 12
 template <typename T, typename Stored = T>
 void test_same_bits(const Shape& shape, int len) {
   const int id = 7, words = static_cast<int>(shape.dim * sizeof(Stored) / 2);
-  constexpr bool kByCta = std::is_same_v<T, Stored>;  // of a cache in e4m3 only warps decode
+  constexpr bool kByCta = std::is_same_v<T, Stored>;  // with a cache in e4m3 no CTA decodes
   const Rows whole = rows_of<T, Stored>(shape, {{{id, len, len}}}, id, ctas(1));
   EXPECT(static_cast<int>(whole.size()) == len, "all rows");
   // whole, on more CTAs (split tiles) and in a crowd
   expect_same(rows_of<T, Stored>(shape, {{{id, len, len}}}, id, ctas(9, deep_slots(words))), whole, "9 CTAs");
   expect_same(rows_of<T, Stored>(shape, {{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 2}}, 1, 1}, id, ctas(3)),
               whole, "crowd");
-  if (kByCta && takes_boxes(shape)) {  // beside pairs: one item after the other, items of one CTA each, in a crowd
+  if (takes_boxes(shape)) {  // beside pairs: one item after the other, items of one CTA each, in a crowd
     const Batch many{{{1, 5, 5}, {2, 77, 1}, {id, len, len}, {3, 130, 61}, {4, 40, 40}}, 1, 1};
-    expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, by_boxes(1)), whole, "boxes");
-    expect_same(rows_of<T>(shape, {{{id, len, len}}}, id, by_boxes(9)), whole, "boxes, 9 CTAs");
-    expect_same(rows_of<T>(shape, many, id, by_boxes(1)), whole, "boxes in a crowd");
-    expect_same(rows_of<T>(shape, many, id, by_boxes(3)), whole, "boxes in a crowd, 3 CTAs");
+    expect_same(rows_of<T, Stored>(shape, {{{id, len, len}}}, id, by_boxes(1)), whole, "boxes");
+    expect_same(rows_of<T, Stored>(shape, {{{id, len, len}}}, id, by_boxes(9)), whole, "boxes, 9 CTAs");
+    expect_same(rows_of<T, Stored>(shape, many, id, by_boxes(1)), whole, "boxes in a crowd");
+    expect_same(rows_of<T, Stored>(shape, many, id, by_boxes(3)), whole, "boxes in a crowd, 3 CTAs");
   }
   // cut at odd places
   int begin = 0;
@@ -410,20 +421,19 @@ void test_same_bits(const Shape& shape, int len) {
     const Seq one{id, position + 1, 1};
     expect_same(rows_of<T, Stored>(shape, {{one}}, id, ctas(1)), whole, "decode, 1 CTA");
     expect_same(rows_of<T, Stored>(shape, {{one}}, id, ctas(40, deep_slots(words))), whole, "decode, 40 CTAs");
-    if (!kByCta) continue;
-    expect_same(rows_of<T, Stored>(shape, {{one}}, id, decoding_by_cta(40)), whole, "decode by CTA, 40");
-    expect_same(rows_of<T, Stored>(shape, {{one}}, id, decoding_by_cta(1)), whole, "decode by CTA, 1");
     if (takes_boxes(shape)) {
       expect_same(rows_of<T, Stored>(shape, {{one}}, id, by_boxes(40)), whole, "decode by boxes, 40");
       expect_same(rows_of<T, Stored>(shape, {{one}}, id, by_boxes(1)), whole, "decode by boxes, 1");
     }
+    if (!kByCta) continue;
+    expect_same(rows_of<T, Stored>(shape, {{one}}, id, decoding_by_cta(40)), whole, "decode by CTA, 40");
+    expect_same(rows_of<T, Stored>(shape, {{one}}, id, decoding_by_cta(1)), whole, "decode by CTA, 1");
   }
   Batch crowd{{{1, 100, 1}, {2, 300, 2}, {id, len, 1}, {3, 60, 60}, {4, 1, 1}}, 1, 1};
   expect_same(rows_of<T, Stored>(shape, crowd, id, ctas(2)), whole, "decode in a crowd");
   for (const int num_queries : {1, 2}) {
-    if (!kByCta) break;
     const Batch few{{{1, 100, 1}, {id, len, num_queries}, {4, 1, 1}}, 1, 1};
-    expect_same(rows_of<T, Stored>(shape, few, id, decoding_by_cta(3)), whole, "by CTA in a crowd");
+    if (kByCta) expect_same(rows_of<T, Stored>(shape, few, id, decoding_by_cta(3)), whole, "by CTA in a crowd");
     if (takes_boxes(shape)) expect_same(rows_of<T, Stored>(shape, few, id, by_boxes(1)), whole, "by boxes in a crowd");
   }
   for (const int num_queries : {2, 3, 5}) {  // 8 to 40 rows: half a warp, a warp, a CTA
@@ -442,6 +452,7 @@ void test_orders_and_geometry() {
   test::for_each_order([&] {
     expect_same(rows_of<bf16>(shape, batch, 2, ctas(6, deep_slots(64))), expected, "order");
     expect_same(rows_of<bf16, fp8>(shape, batch, 2, ctas(6, deep_slots(32))), expected_fp8, "order, e4m3");
+    expect_same(rows_of<bf16, fp8>(shape, batch, 2, by_boxes(2)), expected_fp8, "order, e4m3 boxes");
     Geometry spread = ctas(1);
     spread.spread = true;
     expect_same(rows_of<bf16>(shape, {{{1, 600, 1}}}, 1, spread), expected_decode, "spread");
@@ -547,6 +558,8 @@ void test_sharing_shapes() {
   check_sharing<bf16, fp8>({8, 1, 128, 64, 0, true}, {family(1, 20, 900, 700)}, ctas(2));
   check_sharing<bf16, fp8>({4, 2, 64, 16, 0, false}, {family(1, 12, 900, 1300, 900)}, ctas(8, deep_slots(32)));
   check_sharing<f16, fp8>({3, 1, 64, 256, 0, true}, {family(1, 9, 900, 600, 300, 3)}, ctas(1));
+  check_sharing<bf16, fp8>({8, 1, 128, 64, 0, true}, {family(1, 20, 900, 700)}, by_boxes(2));
+  check_sharing<bf16, fp8>({4, 2, 64, 16, 0, false}, {family(1, 12, 900, 1300, 900)}, by_boxes(8));
   check_sharing<f16>({3, 1, 64, 256, 0, true}, {family(1, 50, 900, 600)}, ctas(1));
   check_sharing<bf16>({10, 2, 128, 32, 0, false}, {family(1, 15, 900, 600, 400)}, decoding_by_cta(2));
   check_sharing<f16>({8, 2, 128, 16, 0, false}, {family(1, 20, 900, 700)}, by_boxes(2));

@@ -36,12 +36,12 @@ __device__ __forceinline__ WarpMemory warp_memory(unsigned char* smem, const Run
           reinterpret_cast<int*>(control + kWarps * kJobBytes)};
 }
 // The same as one warp of a pair sees it: all rings, then what belongs to each.
-template <int kDim>
-__device__ __forceinline__ PairMemory<kDim> pair_memory(unsigned char* smem) {
+template <int kWords>
+__device__ __forceinline__ PairMemory<kWords> pair_memory(unsigned char* smem) {
   const int pair = warp_id() % kBoxPairs;
-  unsigned char* const jobs = smem + kBoxPairs * kBoxRingBytes + pair * kPairControlBytes<kDim>;
-  auto* const barriers = reinterpret_cast<uint64_t*>(jobs + kLiveBoxJobs<kDim> * kJobBytes);
-  return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kDim>};
+  unsigned char* const jobs = smem + kBoxPairs * kBoxRingBytes + pair * kPairControlBytes<kWords>;
+  auto* const barriers = reinterpret_cast<uint64_t*>(jobs + kLiveBoxJobs<kWords> * kJobBytes);
+  return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kWords>};
 }
 
 // The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
@@ -112,8 +112,9 @@ __device__ __forceinline__ void run_warp_tickets(const RunArgs& args, const Warp
   }
 }
 
-// Code for sm_90 alone leaves out what would never run there.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+// Code for Hopper alone leaves out what would never run there. (That for compute_90 may run on a newer GPU whose shared
+// memory has no room for the pairs.)
+#if defined(PE_WGMMA)
 constexpr bool kAlwaysBoxes = true;
 #else
 constexpr bool kAlwaysBoxes = false;
@@ -129,12 +130,8 @@ template <typename Format>
 constexpr bool kFetches = false;
 #else
 template <typename Format>
-constexpr bool kFetches = Format::kByBoxes;
+constexpr bool kFetches = Format::kFetchesPrefill;
 #endif
-template <typename Format>
-constexpr int threads_of(bool by_boxes) {
-  return kThreads + (kFetches<Format> && by_boxes ? kFetchThreads : 0);
-}
 
 template <typename T, int kDim>
 __device__ __forceinline__ void run_fetching_warps(const RunArgs& args, const KvMaps& maps, unsigned char* smem) {
@@ -162,6 +159,7 @@ __device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char
     const PrefillMemory<kDim> ring(smem);
     __syncthreads();  // its barriers are there
     run_fetched_items<T, kDim>(args, ring);
+    bulk_fence_before_reuse();  // what lay in shared memory was written by these warps too
     sync_workers();
     if (threadIdx.x == 0) ring.invalidate_barriers();
     sync_workers();
@@ -169,12 +167,13 @@ __device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char
   }
 #endif
   run_cta_tickets<T, kDim>(args, memory);
+  if constexpr (KvFormat<T, kDim>::kByBoxes) bulk_fence_before_reuse();  // pairs meet before they ask for boxes
 }
 
 // Code for sm_90a alone takes three warpgroups where two compute.
 #if defined(PE_WGMMA)
 template <typename Format>
-constexpr int kMostThreads = threads_of<Format>(true);
+constexpr int kMostThreads = kThreads + (kFetches<Format> ? kFetchThreads : 0);
 #else
 template <typename Format>
 constexpr int kMostThreads = kThreads;
@@ -203,7 +202,7 @@ __global__ void __launch_bounds__(kMostThreads<KvFormat<T, kDim>>, 1)
     if constexpr (Format::kByCta) run_decode_items<T, kDim>(args, smem, memory.ticket);
     run_merge_tickets<typename Format::Element, kDim>(args);
   } else if (Format::kByBoxes && args.by_boxes) {
-    if constexpr (Format::kByBoxes) run_pairs<T, kDim>(args, maps, pair_memory<kDim>(smem));
+    if constexpr (Format::kByBoxes) run_pairs<T, kDim>(args, maps, pair_memory<Format::kWords>(smem));
   } else if (!(Format::kByBoxes && kAlwaysBoxes)) {
     run_warp_tickets<T, kDim>(args, memory);
   }
@@ -211,13 +210,29 @@ __global__ void __launch_bounds__(kMostThreads<KvFormat<T, kDim>>, 1)
   rest_other_turn(args);
 }
 
+// Whether the code that this GPU runs is that with a third warpgroup.
+template <typename T, int kDim>
+bool takes_fetchers() {
+  if constexpr (kFetches<KvFormat<T, kDim>>) {
+    static const bool takes = [] {
+      cudaFuncAttributes attributes{};
+      check_cuda("paged_attention",
+                 cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(attention_kernel<T, kDim>)));
+      return attributes.maxThreadsPerBlock >= kThreads + kFetchThreads;
+    }();
+    return takes;
+  }
+  return false;
+}
+
 template <typename T, int kDim>
 void start_attention(const RunArgs& args, const KvMaps& maps, int num_ctas, Stream stream) {
   using Format = KvFormat<T, kDim>;
   const int smem = Format::smem_bytes(args.num_slots, args.by_cta, args.by_boxes);
+  const int threads = kThreads + (takes_fetchers<T, kDim>() ? kFetchThreads : 0);
   launch_overlapping(attention_kernel<T, kDim>, dim3(static_cast<unsigned>(num_ctas)),
-                     dim3(static_cast<unsigned>(threads_of<Format>(args.by_boxes))), static_cast<size_t>(smem), stream,
-                     "paged_attention", maps, args);
+                     dim3(static_cast<unsigned>(threads)), static_cast<size_t>(smem), stream, "paged_attention", maps,
+                     args);
 }
 template <int kDim>
 void launch_attention(const RunArgs& args, const KvMaps& maps, DType dtype, int num_ctas, Stream stream) {

@@ -28,7 +28,8 @@ struct KvFormat {
   using Element = T;                   // of q, the products and the output
   static constexpr int kWords = kDim;  // 16-bit words of a row
   static constexpr bool kQuads = false;
-  static constexpr bool kByCta = kDecodesByCta<kDim>, kByBoxes = kTakesBoxes<kDim>;
+  // Decodes are the work of CTAs, of pairs of warps; a third warpgroup fetches prompts' tiles (prefill_ring.cuh).
+  static constexpr bool kByCta = kDecodesByCta<kDim>, kByBoxes = kTakesBoxes<kWords>, kFetchesPrefill = kByBoxes;
   static constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
     return attention::smem_bytes<kDim>(num_slots, by_cta, by_boxes);
   }
@@ -41,6 +42,20 @@ struct KvFormat {
                                                          float (&acc)[kDim / 8][4]) {
     attention::multiply_values<T, kDim>(values, weights, acc);
   }
+  // What either does with the two 16-byte vectors number i of each row of a slab: of keys 0 .. 7, then of 8 .. 15; of
+  // values, transposed, both halves' first vectors, then their second.
+  static __device__ __forceinline__ void multiply_key_vectors(const uint32_t (&b)[4], const uint32_t (&q)[kDim / 16][4],
+                                                              int i, float (*scores)[4]) {
+    mma_m16n8k16<T>(scores[0], q[i], b[0], b[1]);
+    mma_m16n8k16<T>(scores[1], q[i], b[2], b[3]);
+  }
+  static __device__ __forceinline__ void multiply_value_vectors(const uint32_t (&b)[4], const uint32_t (&weights)[4],
+                                                                int i, float (&acc)[kDim / 8][4]) {
+    mma_m16n8k16<T>(acc[2 * i], weights, b[0], b[1]);
+    mma_m16n8k16<T>(acc[2 * i + 1], weights, b[2], b[3]);
+  }
+  static __device__ __forceinline__ float key_scale(const RunArgs&, const Job&) { return 1; }
+  static __device__ __forceinline__ void scale_scores(const RunArgs&, float, TileScores&) {}
   static __device__ __forceinline__ void scale_scores(const RunArgs&, const Job&, TileScores&) {}
   static __device__ __forceinline__ void scale_values(const RunArgs&, const Job&, float (&)[kDim / 8][4]) {}
   template <int kHalves>
@@ -53,28 +68,39 @@ struct KvFormat<Fp8<T>, kDim> {
   using Element = T;
   static constexpr int kWords = kDim / 2;
   static constexpr bool kQuads = true;
-  static constexpr bool kByCta = false, kByBoxes = false;
+  static constexpr bool kByCta = false, kByBoxes = kTakesBoxes<kWords>, kFetchesPrefill = false;
   // The ring of a CTA: four tiles as they arrive, then K and V widened.
   static constexpr int kCtaRingBytes = kCtaStages * kTileBytes<kWords>;
-  static constexpr int smem_bytes(int num_slots, bool, bool) {
+  static constexpr int smem_bytes(int num_slots, bool, bool by_boxes) {
     const int warps = kWarps * num_slots * kSlabBytes<kWords>, cta = kCtaRingBytes + 2 * kTileBytes<kDim>;
-    return (warps > cta ? warps : cta) + kControlBytes;
+    int most = warps > cta ? warps : cta;
+    if (by_boxes && kPairBytes<kWords> > most) most = kPairBytes<kWords>;
+    return most + kControlBytes;
   }
 
   // scores of one slab += q k^T, the products ascending over head_dim in steps of 16
   static __device__ __forceinline__ void multiply_keys(const unsigned char* keys, const uint32_t (&q)[kDim / 16][4],
                                                        float (*scores)[4]) {
     const int lane = lane_id();
-    const unsigned char* row = keys + (lane / 8 % 2 * 8 + lane % 8) * kRowBytes<kWords> + lane / 16 * 16;
+    const unsigned char* row = keys + (lane / 16 * 8 + lane % 8) * kRowBytes<kWords> + lane / 8 % 2 * 16;
 #pragma unroll
-    for (int k = 0; k < kDim / 16; k += 2) {
-      uint32_t quads[4];  // of keys 0 .. 7 and 8 .. 15, then 16 dims on
-      ldmatrix_x4(quads, row + k * 16);
+    for (int i = 0; i < kWords / 16; ++i) {
+      uint32_t quads[4];
+      ldmatrix_x4(quads, row + i * 32);
+      multiply_key_vectors(quads, q, i, scores);
+    }
+  }
+  // quads: of keys 0 .. 7, then 16 dims on; of keys 8 .. 15 likewise.
+  static __device__ __forceinline__ void multiply_key_vectors(const uint32_t (&quads)[4],
+                                                              const uint32_t (&q)[kDim / 16][4], int i,
+                                                              float (*scores)[4]) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+    for (int step = 0; step < 2; ++step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
         uint32_t b0, b1;
-        widen4<T>(quads[i], b0, b1);
-        mma_m16n8k16<T>(scores[i % 2], q[k + i / 2], b0, b1);
+        widen4<T>(quads[2 * half + step], b0, b1);
+        mma_m16n8k16<T>(scores[half], q[2 * i + step], b0, b1);
       }
     }
   }
@@ -85,29 +111,42 @@ struct KvFormat<Fp8<T>, kDim> {
     const int lane = lane_id();
     const unsigned char* row = values + (lane / 8 % 2 * 8 + lane % 8) * kRowBytes<kWords> + lane / 16 * 16;
 #pragma unroll
-    for (int n = 0; n < kDim / 16; n += 2) {
-      uint32_t quads[4];  // of keys 0 .. 7 and 8 .. 15, then 16 dims on: two keys x two dims each
-      ldmatrix_x4_trans(quads, row + n * 16);
+    for (int i = 0; i < kWords / 16; ++i) {
+      uint32_t quads[4];
+      ldmatrix_x4_trans(quads, row + i * 32);
+      multiply_value_vectors(quads, weights, i, acc);
+    }
+  }
+  // quads: of keys 0 .. 7 and 8 .. 15, then 16 dims on: two keys x two dims each.
+  static __device__ __forceinline__ void multiply_value_vectors(const uint32_t (&quads)[4],
+                                                                const uint32_t (&weights)[4], int i,
+                                                                float (&acc)[kDim / 8][4]) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint32_t even[2], odd[2];
+    for (int step = 0; step < 2; ++step) {
+      uint32_t even[2], odd[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          widen4<T>(__byte_perm(quads[2 * i + half], 0, 0x3120), even[half], odd[half]);
-        mma_m16n8k16<T>(acc[2 * (n + i)], weights, even[0], even[1]);
-        mma_m16n8k16<T>(acc[2 * (n + i) + 1], weights, odd[0], odd[1]);
-      }
+      for (int half = 0; half < 2; ++half)
+        widen4<T>(__byte_perm(quads[2 * step + half], 0, 0x3120), even[half], odd[half]);
+      const int n = 2 * i + step;
+      mma_m16n8k16<T>(acc[2 * n], weights, even[0], even[1]);
+      mma_m16n8k16<T>(acc[2 * n + 1], weights, odd[0], odd[1]);
     }
   }
 
-  static __device__ __forceinline__ void scale_scores(const RunArgs& args, const Job& job, TileScores& scores) {
+  static __device__ __forceinline__ float key_scale(const RunArgs& args, const Job& job) {
+    return args.k_scale == nullptr ? 1 : __ldg(args.k_scale + job.kv_head);
+  }
+  // By that, for those who have a register for it.
+  static __device__ __forceinline__ void scale_scores(const RunArgs& args, float scale, TileScores& scores) {
     if (args.k_scale == nullptr) return;
-    const float scale = __ldg(args.k_scale + job.kv_head);
 #pragma unroll
     for (int j = 0; j < kTileTokens / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) scores[j][e] *= scale;
     }
+  }
+  static __device__ __forceinline__ void scale_scores(const RunArgs& args, const Job& job, TileScores& scores) {
+    if (args.k_scale != nullptr) scale_scores(args, key_scale(args, job), scores);
   }
 
   // Once for each chunk: what it adds up to stands for that much.

@@ -85,21 +85,21 @@ constexpr int kDecodeCtaBytes =
 template <int kDim>
 constexpr bool kDecodesByCta = kDim / 16 <= kWarps && kStages<kDim> >= 3;
 
-// Pairs of warps whose rings the copy engine fills (decode_boxes.cuh; sm_90), with tiles of K and tiles of V. Half of
-// what is on its way in all rings covers 3.35 TB/s times 1.5 us five times, and lets a pair that is left alone at the
-// end of a step run at the speed of its arithmetic.
+// Pairs of warps whose rings the copy engine fills (decode_boxes.cuh; sm_90), with tiles of K and tiles of V, rows of
+// kWords 16-bit words. Half of what is on its way in all rings covers 3.35 TB/s times 1.5 us five times, and lets a
+// pair that is left alone at the end of a step run at the speed of its arithmetic.
 constexpr int kBoxPairs = 4, kBoxRingBytes = 48 << 10;
-template <int kDim>
-constexpr bool kTakesBoxes = kDim == 64 || kDim == 128;
-template <int kDim>
-constexpr int kBoxGroups = kBoxRingBytes / (kTileTokens * kDim * 2);
+template <int kWords>
+constexpr bool kTakesBoxes = kWords == 32 || kWords == 64 || kWords == 128;
+template <int kWords>
+constexpr int kBoxGroups = kBoxRingBytes / (kTileTokens * kWords * 2);
 // An item takes at least two groups of the ring, and one is being computed on.
-template <int kDim>
-constexpr int kLiveBoxJobs = kBoxGroups<kDim> / 2 + 2;
-template <int kDim>
-constexpr int kPairControlBytes = kLiveBoxJobs<kDim> * kJobBytes + 2 * kBoxGroups<kDim> * 8;
-template <int kDim>
-constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kDim>);
+template <int kWords>
+constexpr int kLiveBoxJobs = kBoxGroups<kWords> / 2 + 2;
+template <int kWords>
+constexpr int kPairControlBytes = kLiveBoxJobs<kWords> * kJobBytes + 2 * kBoxGroups<kWords> * 8;
+template <int kWords>
+constexpr int kPairBytes = kBoxPairs * (kBoxRingBytes + kPairControlBytes<kWords>);
 
 // Warpgroups that compute while a third one fetches (prefill_ring.cuh; sm_90a): a ring of tiles, K and V in the order
 // of their use. Nine at D = 128: two of them being computed on by each warpgroup, one of which may be a step ahead of
