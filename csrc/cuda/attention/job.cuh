@@ -123,6 +123,13 @@ __device__ __forceinline__ void set_cta_job(const RunArgs& args, const Item& ite
   store_job(j, job);
 }
 
+// The same from the job of another warp of the CTA.
+__device__ __forceinline__ void set_rows_of_warp(const RunArgs& args, const Job& other, int row_in_tile, Job* job) {
+  Job j = other;
+  set_rows(args, row_in_tile, j);
+  store_job(j, job);
+}
+
 // Some row of the warp sees some key of [token, token + 64).
 __device__ __forceinline__ bool sees_tile(const Job& job, int token) {
   return job.num_rows > 0 && token < job.last.end && token + kTileTokens > job.first.begin;

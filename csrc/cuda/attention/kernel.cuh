@@ -158,7 +158,7 @@ __device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char
   if constexpr (kFetches<KvFormat<T, kDim>>) {
     const PrefillMemory<kDim> ring(smem);
     __syncthreads();  // its barriers are there
-    run_fetched_items<T, kDim>(args, ring);
+    run_fetched_items<T, kDim>(args, ring, memory.job);
     bulk_fence_before_reuse();  // what lay in shared memory was written by these warps too
     sync_workers();
     if (threadIdx.x == 0) ring.invalidate_barriers();

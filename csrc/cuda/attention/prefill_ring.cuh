@@ -27,28 +27,24 @@ struct PrefillMemory {
 
   unsigned char* tiles;
   float4* running;         // of each computing thread (prefill_wgmma.cuh)
-  Job* jobs;               // [kLivePrefillJobs][kWarps], of the items that the ring may reach over
+  Job* jobs;               // kLivePrefillJobs: those that the ring may reach over
   uint64_t *full, *empty;  // barriers of each tile
-  uint64_t* announced;     // of each item
-  int* tickets;            // two, which the fetching warps share
+  uint64_t* announced;     // of each job
 
   __device__ __forceinline__ explicit PrefillMemory(unsigned char* smem)
       : tiles(smem),
         running(reinterpret_cast<float4*>(smem + kTiles * kTileBytes)),
         jobs(reinterpret_cast<Job*>(smem + kTiles * kTileBytes + kRunningBytes<kDim>)),
-        full(reinterpret_cast<uint64_t*>(jobs + kLivePrefillJobs<kDim> * kWarps)),
+        full(reinterpret_cast<uint64_t*>(jobs + kLivePrefillJobs<kDim>)),
         empty(full + kTiles),
-        announced(empty + kTiles),
-        tickets(reinterpret_cast<int*>(announced + kLivePrefillJobs<kDim>)) {}
-
-  __device__ __forceinline__ Job& job(int slot, int warp) const { return jobs[slot * kWarps + warp]; }
+        announced(empty + kTiles) {}
 
   __device__ __forceinline__ void init_barriers() const {
     for (int i = 0; i < kTiles; ++i) {
       mbarrier_init(full + i, kFetchWarps);
       mbarrier_init(empty + i, kWarps);
     }
-    for (int i = 0; i < kLivePrefillJobs<kDim>; ++i) mbarrier_init(announced + i, kFetchWarps);
+    for (int i = 0; i < kLivePrefillJobs<kDim>; ++i) mbarrier_init(announced + i, 1);
     mbarrier_init_fence();
   }
   __device__ __forceinline__ void invalidate_barriers() const {
@@ -68,45 +64,35 @@ class PrefillFetcher {
   // Items by ticket until none is left. Item n + kLivePrefillJobs takes the place of item n, of which by then nobody
   // knows any more: at least two tiles of each item between have been asked for, more than the ring holds.
   __device__ __forceinline__ void run() {
-    RingPosition<kLivePrefillJobs<kDim>> at;
-    int ticket = take_ticket(true);
-    for (int turn = 0;; turn ^= 1, at.advance()) {
-      if (slab() == 0 && lane_id() == 0) memory_.tickets[turn] = ticket;
-      named_barrier<kFetchBarrier, kFetchThreads>();  // one for each two that a place is written
-      const bool there = announce(memory_.tickets[turn], at.slot);
-      ticket = take_ticket(false);  // on its way while this one's tiles are asked for
-      if (!there) return;
-      fetch(memory_.job(at.slot, kJobsOfWarp * slab()));
+    for (RingPosition<kLivePrefillJobs<kDim>> at;; at.advance()) {
+      Job& job = memory_.jobs[at.slot];
+      if (slab() == 0) announce(job, memory_.announced + at.slot);
+      named_barrier<kFetchBarrier, kFetchThreads>();
+      if (job.kv_head < 0) return;
+      fetch(job);
     }
   }
 
  private:
-  static constexpr int kJobsOfWarp = kWarps / kFetchWarps;
-
   static __device__ __forceinline__ int slab() { return warp_id() - kWarps; }
 
-  __device__ __forceinline__ int take_ticket(bool first) const {
-    if (slab() != 0 || lane_id() != 0) return 0;
-    if (first && args_.spread) return static_cast<int>(blockIdx.x);
-    return static_cast<int>(atomicAdd(&tickets(args_).next_cta, 1u) + (args_.spread ? gridDim.x : 0));
-  }
-
-  // Writes the jobs of an item, each fetching warp those of its share of the computing warps; without kv_head when no
-  // item is left.
-  __device__ __forceinline__ bool announce(int ticket, int slot) {
-    const bool there = ticket < args_.plan.header->num_cta_items * args_.num_kv_heads;
-    Job j;
-    j.kv_head = -1;
-    if (there)
-      j = job_of_cta_item(args_, args_.plan.cta_items[ticket / args_.num_kv_heads], ticket % args_.num_kv_heads);
-#pragma unroll 1
-    for (int warp = kJobsOfWarp * slab(); warp < kJobsOfWarp * (slab() + 1); ++warp) {
-      if (there) set_rows(args_, warp * kWarpRows, j);
-      if (lane_id() == 0) memory_.job(slot, warp) = j;
+  // The next item's job, as of a warp that has its first rows; with kv_head -1 when there is no item left.
+  __device__ __forceinline__ void announce(Job& job, uint64_t* announced) {
+    int ticket = 0;
+    if (lane_id() == 0) {
+      ticket = !taken_ && args_.spread ? static_cast<int>(blockIdx.x)
+                                       : static_cast<int>(atomicAdd(&tickets(args_).next_cta, 1u)) +
+                                             (args_.spread ? static_cast<int>(gridDim.x) : 0);
+    }
+    taken_ = true;
+    ticket = __shfl_sync(kFullMask, ticket, 0);
+    if (ticket < args_.plan.header->num_cta_items * args_.num_kv_heads) {
+      set_cta_job(args_, args_.plan.cta_items[ticket / args_.num_kv_heads], ticket % args_.num_kv_heads, 0, &job);
+    } else if (lane_id() == 0) {
+      job.kv_head = -1;
     }
     __syncwarp();
-    if (lane_id() == 0) mbarrier_arrive(memory_.announced + slot);
-    return there;
+    if (lane_id() == 0) mbarrier_arrive(announced);
   }
 
   __device__ __forceinline__ void fetch(const Job& job) {
@@ -153,6 +139,7 @@ class PrefillFetcher {
   const KvMaps& maps_;
   const PrefillMemory<kDim>& memory_;
   RingPosition<PrefillMemory<kDim>::kTiles> at_;
+  bool taken_ = false;  // a ticket
 };
 
 // ---- the computing warps' side --------------------------------------------------------------------------------------
@@ -182,16 +169,16 @@ class FetchedTiles {
  public:
   __device__ __forceinline__ explicit FetchedTiles(const PrefillMemory<kDim>& memory) : memory_(memory) {}
 
-  // This warp's job in the next item, as soon as it is known; nullptr after the last.
-  __device__ __forceinline__ const Job* next_item() {
+  // This warp's job in the next item; false after the last.
+  __device__ __forceinline__ bool next_item(const RunArgs& args, Job* job) {
     mbarrier_wait(memory_.announced + item_.slot, item_.parity);
-    const Job* const job = &memory_.job(item_.slot, warp_id());
+    const Job& first = memory_.jobs[item_.slot];
+    if (first.kv_head < 0) return false;
+    set_rows_of_warp(args, first, warp_id() * kWarpRows, job);
     item_.advance();
-    return job->kv_head < 0 ? nullptr : job;
-  }
-  __device__ __forceinline__ void open(const Job* job) {
     job_ = job;
     num_tiles_ = job->tiles.end - job->tiles.begin;
+    return true;
   }
 
   __device__ __forceinline__ int num_tiles() const { return num_tiles_; }

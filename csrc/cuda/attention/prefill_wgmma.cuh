@@ -136,11 +136,10 @@ __device__ __forceinline__ void hide_unseen(const RunArgs& args, const Job& job,
 }
 
 // Step 0: S of tile 0 and its softmax. Step i: S of tile i and acc += weights v of tile i - 1, then the softmax of tile
-// i. Step n: what is left, acc += weights v of the last tile. Under it, `q_is_free` is called: the next item's may be
-// loaded.
-template <typename Format, int kDim, typename Ring, typename Running, typename Then>
+// i. Step n: what is left, acc += weights v of the last tile.
+template <typename Format, int kDim, typename Ring, typename Running>
 __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, const uint32_t (&q)[kDim / 16][4],
-                                          Ring& ring, Running& running, const Then& q_is_free) {
+                                          Ring& ring, Running& running) {
   using T = typename Format::Element;
   RowState<kDim, 2> chunk;
   chunk.clear();
@@ -208,7 +207,6 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
   ring.enter(num_tiles);
   wgmma_fence();
   start_values<T, kDim>(weights, ring.values(), begins_chunk(job, tile), chunk.acc);
-  q_is_free();
   wgmma_wait<0>();
   hold(chunk.acc);
   hold(weights);
@@ -222,23 +220,16 @@ __device__ __forceinline__ void run_steps(const RunArgs& args, const Job& job, c
 
 // A CTA's items, as the third warpgroup announces them, for this warp.
 template <typename T, int kDim>
-__device__ __forceinline__ void run_fetched_items(const RunArgs& args, const PrefillMemory<kDim>& memory) {
+__device__ __forceinline__ void run_fetched_items(const RunArgs& args, const PrefillMemory<kDim>& memory, Job* job) {
   FetchedTiles<kDim> tiles(memory);
-  uint32_t q[kDim / 16][4];
-  const auto has_rows = [](const Job* job) { return job->tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows; };
-  const auto load_next = [&] {
-    const Job* const job = tiles.next_item();
-    if (job != nullptr && has_rows(job)) load_queries<T, kDim, 2>(args, *job, q);
-    return job;
-  };
-  for (const Job *job = load_next(), *next; job != nullptr; job = next) {
-    tiles.open(job);
-    if (has_rows(job)) {
+  while (tiles.next_item(args, job)) {
+    if (job->tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
+      uint32_t q[kDim / 16][4];
+      load_queries<T, kDim, 2>(args, *job, q);
       ParkedState<kDim> running(memory.running);
-      run_steps<KvFormat<T, kDim>, kDim>(args, *job, q, tiles, running, [&] { next = load_next(); });
+      run_steps<KvFormat<T, kDim>, kDim>(args, *job, q, tiles, running);
     } else {
       tiles.skip_item();
-      next = load_next();
     }
     if (job->item.split < 0) continue;
     sync_workers();

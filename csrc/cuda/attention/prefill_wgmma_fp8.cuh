@@ -191,7 +191,7 @@ __device__ __forceinline__ void run_fp8_warpgroups(const RunArgs& args, const Jo
   Fp8StepRing<T, kDim> ring(args, job, fp8_warpgroup_memory<T, kDim>(slots));
   if (job.tile_rows > warp_id() / kWarpgroupWarps * kWarpgroupRows) {
     HeldState<kDim> running;
-    run_steps<Format, kDim>(args, job, q, ring, running, [] {});
+    run_steps<Format, kDim>(args, job, q, ring, running);
   } else {
     ring.only_fill();
   }

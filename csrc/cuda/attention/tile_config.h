@@ -118,8 +118,8 @@ constexpr int kPrefillTiles = (kPrefillRoom - kRunningBytes<kDim>) / (kTileToken
 template <int kDim>
 constexpr int kLivePrefillJobs = kPrefillTiles<kDim> / 2 + 2;
 template <int kDim>
-constexpr int kPrefillBytes = kPrefillRoom + kLivePrefillJobs<kDim> * kWarps * kJobBytes +
-                              round_up(8 * (2 * kPrefillTiles<kDim> + kLivePrefillJobs<kDim> + 1), 16);
+constexpr int kPrefillBytes = kPrefillRoom + kLivePrefillJobs<kDim> * kJobBytes +
+                              round_up(8 * (2 * kPrefillTiles<kDim> + kLivePrefillJobs<kDim>), 16);
 
 // Barriers of parts of a CTA: those that compute, those that fetch, each computing warpgroup.
 constexpr int kWorkersBarrier = 1, kFetchBarrier = 2, kFirstGroupBarrier = 3;
