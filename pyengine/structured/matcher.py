@@ -2,13 +2,15 @@
 draw.
 
 Making a matcher may take a tenth of a second for a large schema, so it happens on a thread (llguidance drops the GIL)
-and the sequence is admitted when it is there. After that a step costs each constrained sequence one mask and one
-consumed token.
+and the sequence is admitted when it is there. Whoever comes with the same grammar later gets a copy at once, in some
+ten microseconds: a crowd with one schema begins together. After that a step costs each constrained sequence one mask
+and one consumed token.
 """
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -26,6 +28,7 @@ from pyengine.text.tokenizer import Tokenizer
 # A mask takes 5 to 30 us, now and then milliseconds (a string near its maxLength); waking threads takes 10.
 PARALLEL_FROM = 8
 MAX_MASK_THREADS = 8
+MAX_KEPT = 64  # grammars; the one that was not asked for the longest goes first
 
 
 class SequenceGrammar:
@@ -88,17 +91,34 @@ class GrammarFactory:
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._originals: OrderedDict[str, Future[LLMatcher]] = OrderedDict()  # that nobody advances
         self._marks: dict[tuple[str, str], MarkTokens] = {}
 
     def make(self, grammar: str | None, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
         """A matcher for ``grammar`` (of ``compile_grammar``), perhaps behind thinking, under way on a thread. Without a
         grammar the thinking is all that it looks at.
         """
-        bound = Unbound() if grammar is None else SequenceGrammar(self._threads.submit(self._make, grammar))
+        bound = Unbound() if grammar is None else SequenceGrammar(self._copy(grammar))
         if thinking is None:
             return bound
         marks = self._threads.submit(self._find_marks, thinking.begin, thinking.end)
         return ThinkingGrammar(bound, thinking, marks, self._tokenizer.id_to_bytes)
+
+    def _copy(self, grammar: str) -> Future[LLMatcher]:
+        original = self._originals.get(grammar)
+        if original is None:
+            original = self._originals[grammar] = self._threads.submit(self._make, grammar)
+            if len(self._originals) > MAX_KEPT:
+                self._originals.popitem(last=False)
+        self._originals.move_to_end(grammar)
+        if not original.done():
+            return self._threads.submit(lambda: original.result().deep_copy())  # behind it, on the only thread
+        copy: Future[LLMatcher] = Future()
+        if failure := original.exception():
+            copy.set_exception(failure)
+        else:
+            copy.set_result(original.result().deep_copy())
+        return copy
 
     def _find_marks(self, begin: str, end: str) -> MarkTokens:
         if (begin, end) not in self._marks:
