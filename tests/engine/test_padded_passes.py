@@ -41,7 +41,7 @@ def replayed(monkeypatch) -> Counter:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        {"max_num_batched_tokens": 300},
         {"max_num_batched_tokens": 37},
         {"max_num_batched_tokens": 64, "max_num_seqs": 5},
         {"max_num_batched_tokens": 600, "max_num_seqs": 20},
