@@ -21,11 +21,12 @@ from flask import Flask, Response, g, request
 
 from pyengine.errors import ConfigError, RequestError
 from pyengine.text.validation import PreparedRequest
-from server import request_id
+from server import dashboard, request_id
 from server.config import ServerConfig
 
 OPEN_ENDPOINTS = frozenset(("ops.health", "ops.ready", "ops.version"))
-METRICS_ENDPOINT = "ops.metrics"
+# What an operator's browser opens, too: there the key may be the password of HTTP's basic authentication (RFC 7617).
+BROWSER_ENDPOINTS = dashboard.ENDPOINTS | {"ops.metrics"}
 PREFLIGHT_MAX_AGE_S = 600
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")
@@ -120,7 +121,7 @@ class Access:
         self._keys = ApiKeys(all_keys(config))
         self._hosts = HostNames(config.host, config.allowed_host)
         self._origins = Origins(config.allowed_origin)
-        self.open_endpoints = OPEN_ENDPOINTS | ({METRICS_ENDPOINT} if config.public_metrics else frozenset())
+        self.open_endpoints = OPEN_ENDPOINTS | (BROWSER_ENDPOINTS if config.public_metrics else frozenset())
         self._salt_per_key = config.prefix_cache_per_key
 
     @property
@@ -183,11 +184,15 @@ class Access:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = f"{request_id.HEADER}, Retry-After, X-Ignored-Fields"
             response.headers.add("Vary", "Origin")
+        if response.status_code == 401 and request.endpoint in BROWSER_ENDPOINTS:
+            response.headers["WWW-Authenticate"] = 'Basic realm="pyengine", charset="UTF-8"'
         return response
 
 
 def _given_key() -> str | None:
-    """The key as OpenAI's clients send it (a bearer token) or as Anthropic's do (x-api-key)."""
+    """The key as OpenAI's clients send it (a bearer token), as Anthropic's do (x-api-key), or as a browser does."""
+    if request.endpoint in BROWSER_ENDPOINTS and request.authorization and request.authorization.type == "basic":
+        return request.authorization.password
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()

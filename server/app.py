@@ -9,7 +9,7 @@ from collections.abc import Callable
 from flask import Flask, Response
 
 from pyengine.errors import RequestError
-from server import ignored_fields, ops
+from server import dashboard, ignored_fields, ops
 from server.access import Access
 from server.anthropic import messages
 from server.config import ServerConfig
@@ -36,6 +36,7 @@ def create_app(state: ServerState, service: Callable[[], Service | None], config
         return service()
 
     app.register_blueprint(ops.make_blueprint(state, service))
+    app.register_blueprint(dashboard.make_blueprint())
     for resource in (chat, completions, embeddings, models, tokenize, messages, response_routes):
         app.register_blueprint(resource.make_blueprint(ready_service))
     access = Access(config)

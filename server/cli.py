@@ -23,7 +23,7 @@ EPILOG = """examples:
   python -m server --model model.Q4_1.gguf --port 9000     a GGUF file
 
 The API is OpenAI's: http://127.0.0.1:8000/v1/chat/completions, /v1/completions, /v1/models; besides /health, /ready,
-/version, /metrics.
+/version, /metrics, /dashboard.
 """
 
 

@@ -67,7 +67,7 @@ class ServerConfig:
         },
     )
     api_key_file: str | None = option(None, "file with one API key a line; lines that begin with # are skipped")
-    public_metrics: bool = option(False, "serve /metrics without an API key")
+    public_metrics: bool = option(False, "serve /metrics and /dashboard without an API key")
     prefix_cache_per_key: bool = option(
         True, "keep cached prefixes apart by API key, so that none can learn from timing what another asked"
     )

@@ -18,6 +18,7 @@ from pyengine.text.fields import (
     TokenizeRequest,
 )
 from pyengine.text.responses import ResponsesRequest
+from server.dashboard import FILES
 from server.openapi import answers
 
 Struct = type[msgspec.Struct]
@@ -95,5 +96,9 @@ OPERATIONS: dict[str, Operation] = {
     "ops.ready": Operation("200 while requests are taken", answers.Status, statuses=(503,)),
     "ops.version": Operation("The version of the server", answers.Version),
     "ops.metrics": Operation("Metrics as Prometheus text", "text/plain"),
+    **{
+        f"dashboard.{name}": Operation("The metrics, drawn live" if name == "page" else "A file of that page", kind)
+        for name, (_, kind) in FILES.items()
+    },
     "openapi.document": Operation("This document", "application/json"),
 }

@@ -181,7 +181,7 @@ def test_any_linear_cost_is_found(weights, seed, scale):
     for _ in range(20):
         work = draw()
         # The fit weighs steps by their time: of one that is nothing beside the others it need not know more.
-        assert model.seconds(work) == pytest.approx(true(work), rel=0.05, abs=0.002 * longest)
+        assert model.seconds(work) == pytest.approx(true(work), rel=0.08, abs=0.002 * longest)
     assert np.isfinite(model.seconds(StepWork(10**6, 10**9, 10**6, 1e12)))
 
 
