@@ -144,7 +144,7 @@ class TextProcessor:
         params = self._check(request, num_prompts=1)
         offer = self._tools(request.tools, request.tool_choice)
         text = self._render_chat(request, offer)
-        params = self._behind_thinking(self._strict(offer, params), text, self._budget(request))
+        params = self._behind_thinking(self._strict(offer, params), text, self._budget(request.thinking_token_budget))
         params = self._forced(offer, params, request.parallel_tool_calls)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
@@ -193,9 +193,8 @@ class TextProcessor:
         marks = self._thinking if params.grammar is None else self.reasoning
         return msgspec.structs.replace(params, thinking=thinking_before(marks, prompt, budget))
 
-    def _budget(self, request: ChatRequest) -> int | None:
+    def _budget(self, budget: int | None) -> int | None:
         """Tokens of thinking that a request allows; None: all. Refused where there is no telling what thinking is."""
-        budget = request.thinking_token_budget
         if budget is None:
             return None
         validation.RANGES["thinking_token_budget"].check("thinking_token_budget", budget)
@@ -310,12 +309,18 @@ class TextProcessor:
         return self.tokenizer.encode(prompt, add_special_tokens), prompt
 
     def prepare_messages(
-        self, messages: object, params: SamplingParams, tools: list[dict[str, Any]] | None = None, /, **variables: Any
+        self,
+        messages: object,
+        params: SamplingParams,
+        tools: list[dict[str, Any]] | None = None,
+        thinking_token_budget: int | None = None,
+        /,
+        **variables: Any,
     ) -> PreparedPrompt:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
         params = self.check_params(params)
         text = self.render(messages, variables, tools=tools)
-        params = self._behind_thinking(params, text)
+        params = self._behind_thinking(params, text, self._budget(thinking_token_budget))
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:

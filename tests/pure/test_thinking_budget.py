@@ -141,6 +141,18 @@ def test_requests_with_a_budget():
     assert thinking(endpoint="anthropic", thinking={"type": "enabled"}) is None
 
 
+def test_a_budget_offline():
+    def prepare(template: str, budget: int | None, **variables: object) -> Thinking | None:
+        messages, params = [{"role": "user", "content": "hi"}], SamplingParams(max_tokens=4)
+        return processor(template).prepare_messages(messages, params, None, budget, **variables).params.thinking
+
+    assert prepare(THINKS, 7) == Thinking("<think>", "</think>", False, 7)
+    assert prepare(THINKS, 7, think=True) == Thinking("<think>", "</think>", True, 7)
+    assert prepare(THINKS, None) is prepare(THINKS, -1) is prepare(BODY, None) is None
+    with pytest.raises(RequestError, match="marks its thinking"):
+        prepare(BODY, 7)
+
+
 @pytest.mark.parametrize(
     ("template", "endpoint", "fields", "param", "text"),
     [
