@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 
+#include "cuda/common/tuning.h"
 #include "linear_layers.h"
 
 namespace {
@@ -112,8 +113,47 @@ void count_results(Report& report, const Gpu& gpu, const Layer& layer) {
   report.add(c);
 }
 
+// Whether the first of cuBLASLt's suggestions is the fastest that would do, and whether all of them give the same bits.
+// Only when asked for.
+void compare_suggestions(Report& report, const Gpu& gpu, const Layer& layer) {
+  constexpr int kMostSuggestions = 10;
+  std::unique_ptr<Weights> weights;
+  for (const int64_t m : {256, 288, 320, 384, 512, 640, 768, 1024, 2048, 8192}) {
+    const std::string name = "suggestions " + title(layer) + " M" + std::to_string(m);
+    if (report.options().filter.empty() || !report.wants(name)) continue;
+    if (!weights) weights.reset(new Weights(layer, 2 * gpu.l2_bytes()));
+    const RandomTensor x(m * layer.k, layer.dtype, 7);
+    const size_t out_bytes = m * layer.n * pe::size_of(layer.out_dtype);
+    DeviceMemory out(out_bytes);
+    pe::LinearParams p = params(layer, m);
+    p.out = out.data(), p.x = x.data();
+    if (layer.bias) p.bias = weights->bias.data();
+    std::vector<unsigned char> wanted(out_bytes), bits(out_bytes);
+    Case c;
+    c.name = name;
+    for (int i = 0; i < kMostSuggestions; ++i) {
+      pe::cuda::tuning.suggestion = i;
+      p.weight = weights->copy(0, layer.dtype);
+      out.poison();
+      pe::cuda::linear(p, {}, gpu.stream());
+      gpu.wait();
+      out.download(i == 0 ? wanted.data() : bits.data(), out_bytes, 0);
+      if (i > 0 && bits != wanted) c.error += 1;
+      int64_t turn = 0;
+      const auto times = gpu.time_us([&] {
+        p.weight = weights->copy(++turn, layer.dtype);
+        pe::cuda::linear(p, {}, gpu.stream());
+      });
+      c.note += (i > 0 ? " " : "us: ") + micros(quantiles(times).median);
+    }
+    pe::cuda::tuning.suggestion = 0;
+    report.add(c);
+  }
+}
+
 void run(Report& report, const Gpu& gpu) {
   for (const Layer& layer : kLayers) bench_layer(report, gpu, layer);
+  for (const Layer& layer : kLayers) compare_suggestions(report, gpu, layer);
   for (const Layer& layer : kLayers) count_results(report, gpu, layer);
 }
 

@@ -567,8 +567,9 @@ def set_tuning(name: str, value: int) -> None:
 
     Args:
         name: ``overlap`` (0: no kernel starts before its predecessor has ended), ``stream_rows`` (up to so many rows
-            every dense layer streams its weights) or ``prefetched_stages`` (so many stages of small weights go to the
-            L2 while the predecessor runs). To be set before anything is captured.
+            every dense layer streams its weights), ``prefetched_stages`` (so many stages of small weights go to the
+            L2 while the predecessor runs) or ``suggestion`` (so many of cuBLASLt's algorithms are passed over). To be
+            set before anything is captured.
 
     Raises:
         RuntimeError: another name, or a build without CUDA kernels.

@@ -125,7 +125,7 @@ def tuned(backend):
     """Sets choices of the CUDA kernels and takes them back."""
     if backend != "cuda":
         pytest.skip("choices of CUDA kernels")
-    usual = {"overlap": 1, "stream_rows": 0, "prefetched_stages": 0}
+    usual = {"overlap": 1, "stream_rows": 0, "prefetched_stages": 0, "suggestion": 0}
     yield lambda **values: [ops.set_tuning(name, value) for name, value in values.items()]
     for name, value in usual.items():
         ops.set_tuning(name, value)

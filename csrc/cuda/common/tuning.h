@@ -13,6 +13,7 @@ struct Tuning {
   int64_t overlap = 1;            // kernels may start before their predecessor has ended (launch.cuh)
   int64_t stream_rows = 0;        // up to so many rows every dense layer streams its weights (stream_gemm.h), if it can
   int64_t prefetched_stages = 0;  // weights that stream beyond the ring are asked into the L2 ahead of the predecessor
+  int64_t suggestion = 0;         // how many of cuBLASLt's algorithms that would do are passed over (linear.cpp)
 };
 inline Tuning tuning;
 
@@ -23,8 +24,10 @@ inline void set_tuning(const std::string& name, int64_t value) {
     tuning.stream_rows = value;
   } else if (name == "prefetched_stages") {
     tuning.prefetched_stages = value;
+  } else if (name == "suggestion") {
+    tuning.suggestion = value;
   } else {
-    throw_error("set_tuning", "unknown name " + name + " (have overlap, stream_rows, prefetched_stages)");
+    throw_error("set_tuning", "unknown name " + name + " (have overlap, stream_rows, prefetched_stages, suggestion)");
   }
 }
 

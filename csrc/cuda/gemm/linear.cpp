@@ -28,6 +28,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "cuda/common/tuning.h"
 #include "cuda/gemm/cublaslt_api.h"
 #include "cuda/gemm/stream_gemm.h"
 
@@ -170,7 +171,8 @@ bool runs(lt::Handle handle, const Problem& problem, const lt::Algo& algo) {
          result.workspace_bytes <= kMostCounterBytes;
 }
 
-// The first suggestion for the class's upper end that sums in one piece and also runs at the class's lower end.
+// The first suggestion for the class's upper end that sums in one piece and also runs at the class's lower end. A
+// benchmark may pass over some (tuning.h); the last one is taken where there are no more.
 lt::Algo choose(lt::Handle handle, const LinearParams& p, size_t size_class) {
   const int64_t most = kClassEnds[size_class], least = size_class == 0 ? 1 : kClassEnds[size_class - 1] + 1;
   const Problem problem(p, most), smallest(p, least);
@@ -187,13 +189,17 @@ lt::Algo choose(lt::Handle handle, const LinearParams& p, size_t size_class) {
   int num_found = 0;
   const lt::Status status = lt::library().heuristic(handle, problem.desc, problem.a, problem.b, problem.d, problem.d,
                                                     preference, kWanted, results, &num_found);
-  for (int i = 0; status == 0 && i < num_found; ++i) {
+  const lt::Algo* chosen = nullptr;
+  int64_t passed_over = tuning.suggestion;
+  for (int i = 0; status == 0 && i < num_found && (chosen == nullptr || passed_over >= 0); ++i) {
     const lt::Algo& algo = results[i].algo;
-    if (results[i].state == 0 && sums_in_one_piece(algo) && runs(handle, problem, algo) &&
-        runs(handle, smallest, algo)) {
-      return algo;
-    }
+    if (results[i].state != 0 || !sums_in_one_piece(algo) || !runs(handle, problem, algo) ||
+        !runs(handle, smallest, algo))
+      continue;
+    chosen = &algo;
+    --passed_over;
   }
+  if (chosen != nullptr) return *chosen;
   throw_error(kOp, "cuBLASLt " + std::to_string(lt::library().version()) + " has no algorithm without split-K for n " +
                        std::to_string(p.n) + ", k " + std::to_string(p.k) + ", m " + std::to_string(least) + " to " +
                        std::to_string(most) + ", " + name_of(p.dtype) + " to " + name_of(p.out_dtype) +
@@ -207,7 +213,7 @@ struct Plan {
 };
 
 Plan plan_for(const LinearParams& p) {
-  using Key = std::tuple<int, int64_t, int64_t, DType, DType, bool, uint32_t, uint32_t, uint32_t, size_t>;
+  using Key = std::tuple<int, int64_t, int64_t, DType, DType, bool, uint32_t, uint32_t, uint32_t, size_t, int64_t>;
   static std::mutex mutex;
   static std::map<int, lt::Handle> handles;  // one per device, for the life of the process
   static std::map<Key, lt::Algo> algos;
@@ -215,9 +221,17 @@ Plan plan_for(const LinearParams& p) {
   const cudaError_t error = cudaGetDevice(&device);
   PE_CHECK(kOp, error == cudaSuccess, std::string("cudaGetDevice: ") + cudaGetErrorString(error));
   const Alignments alignments = alignments_of(p);
-  const Key key{
-      device,         p.n,          p.k, p.dtype, p.out_dtype, p.bias != nullptr, alignments.weight, alignments.x,
-      alignments.out, class_of(p.m)};
+  const Key key{device,
+                p.n,
+                p.k,
+                p.dtype,
+                p.out_dtype,
+                p.bias != nullptr,
+                alignments.weight,
+                alignments.x,
+                alignments.out,
+                class_of(p.m),
+                tuning.suggestion};
   const std::lock_guard<std::mutex> lock(mutex);
   lt::Handle& handle = handles[device];
   if (handle == nullptr) check_status(lt::library().create(&handle), "cublasLtCreate");
