@@ -153,6 +153,10 @@ class Fp8StepRing {
     if (step < num_tiles_) widen_tile<true>(from.keys, to.keys);
     if (step >= 1 && step <= num_tiles_) widen_tile<false>(from.values, to.values);
   }
+  // Word by word: a choice between two vectors would go through local memory.
+  static __device__ __forceinline__ uint4 choose(bool first, const uint4& a, const uint4& b) {
+    return make_uint4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w);
+  }
   template <bool kKeys>
   __device__ __forceinline__ void widen_tile(const unsigned char* arrived, unsigned char* widened) const {
     const unsigned char* const from = arrived + warp_id() * kRows * kDim + lane_id() * 16;
@@ -169,7 +173,7 @@ class Fp8StepRing {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int place = (vector % kBlockVectors + (i ^ swap)) ^ row;
-        store16(rows + row * kSwizzleRowBytes + place * 16, swap ? wide[i ^ 1] : wide[i]);
+        store16(rows + row * kSwizzleRowBytes + place * 16, choose(swap != 0, wide[i ^ 1], wide[i]));
       }
     }
   }
