@@ -117,7 +117,7 @@ class CostModel:
         self._weights = [0.0] * size
         self._matrix = np.zeros((size, size))
         self._vector = np.zeros(size)
-        self._draw = 0.0  # toward the last solution: weak beside a single observation
+        self._draw = math.inf  # toward the last solution: weak beside a single observation, the longest too
         self._num_odd = 0
         self._variance = 0.0  # of the relative error
 
@@ -136,8 +136,7 @@ class CostModel:
         if self.num_observed >= NUM_SETTLED:
             self._variance += (1 - FORGETTING) * (min(abs(seconds / expected - 1), MAX_ERROR) ** 2 - self._variance)
         features = np.asarray(self._features(work))
-        if not self.num_observed:
-            self._draw = DRAW / seconds**2
+        self._draw = min(self._draw, DRAW / seconds**2)
         self.num_observed += 1
         weight = (NOISE * seconds) ** -2
         self._matrix = FORGETTING * self._matrix + weight * np.outer(features, features)

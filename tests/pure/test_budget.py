@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_device import Simulation, large_gpu, small_cpu
 
@@ -159,6 +159,8 @@ def test_measured_products_leave_prompts_more_of_a_step():
     seed=st.integers(0, 1000),
     scale=st.sampled_from([0.01, 1.0, 100.0]),
 )
+# The first step is nothing beside the others: what is drawn toward after it must not hold them back.
+@example(weights=[1e-07, 1e-07, 0.0008825517611917958, 1e-07, 1e-07], seed=123, scale=0.01)
 def test_any_linear_cost_is_found(weights, seed, scale):
     rng = np.random.default_rng(seed)
     model = CostModel()
@@ -181,7 +183,7 @@ def test_any_linear_cost_is_found(weights, seed, scale):
     for _ in range(20):
         work = draw()
         # The fit weighs steps by their time: of one that is nothing beside the others it need not know more.
-        assert model.seconds(work) == pytest.approx(true(work), rel=0.08, abs=0.002 * longest)
+        assert model.seconds(work) == pytest.approx(true(work), rel=0.05, abs=0.002 * longest)
     assert np.isfinite(model.seconds(StepWork(10**6, 10**9, 10**6, 1e12)))
 
 
