@@ -32,6 +32,7 @@ NUM_ODD = 3
 NUM_SETTLED = 8  # observations before anything is found odd
 DRAW = 1.0
 MAX_ERROR = 0.3  # more is a change rather than scatter
+LEAST_S = 1e-9  # of any step: errors are relative, and a fit may give all of what it saw to what a step has nothing of
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class CostModel:
         return sum(weight * value for weight, value in zip(self._weights, self._features(work), strict=True))
 
     def observe(self, work: StepWork, seconds: float) -> None:
-        expected = self.seconds(work)
+        seconds, expected = max(seconds, LEAST_S), max(self.seconds(work), LEAST_S)
         if self._is_odd(expected, seconds):
             return
         if self.num_observed >= NUM_SETTLED:

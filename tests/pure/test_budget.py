@@ -187,6 +187,20 @@ def test_any_linear_cost_is_found(weights, seed, scale):
     assert np.isfinite(model.seconds(StepWork(10**6, 10**9, 10**6, 1e12)))
 
 
+def test_a_step_that_should_cost_nothing():
+    """Prompts whose time is all beyond a bend leave nothing for decodes; then decodes come."""
+    rng, model, decodes = np.random.default_rng(2), CostModel(), StepWork(20, 3000)
+    for _ in range(12):
+        n, before = int(rng.integers(300, 2000)), int(rng.integers(0, 8000))
+        model.observe(StepWork(0, 0).with_prompt(n, before), max(1e-9 * max(n - 1000, 1) ** 2, 1e-6))
+    assert model.seconds(decodes) == 0
+    for _ in range(5):
+        model.observe(decodes, 5e-3)
+    assert model.seconds(decodes) == pytest.approx(5e-3, rel=0.01)
+    model.observe(decodes, 0.0)  # a clock too coarse
+    assert np.isfinite(model.scatter)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     wanted=st.lists(st.tuples(st.integers(1, 20000), st.integers(0, 20000)), min_size=1, max_size=6),
