@@ -27,12 +27,14 @@ SCALES = (1.0, 128.0, 1024.0, 65536.0, 4e6)
 BEND_SCALES = (1024.0, 1024.0)
 FORGETTING = 0.98  # an observation counts half after 34 others
 NOISE = 0.05  # of a step's time
+LEAST_SHARE = 1e-3  # of the longest step: a shorter one is fitted as well as one of that, which keeps the sums solvable
 ODD = 3.0  # times longer than expected: a graph was captured, the machine was busy; believed when it repeats
 NUM_ODD = 3
 NUM_SETTLED = 8  # observations before anything is found odd
 DRAW = 1.0
+SOLVABLE = 1e-12  # of the matrix's trace, thousands of times what its sums may be wrong by
 MAX_ERROR = 0.3  # more is a change rather than scatter
-LEAST_S = 1e-9  # of any step: errors are relative, and a fit may give all of what it saw to what a step has nothing of
+LEAST_S = 1e-9  # of any step: errors are relative, and the fit may say 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class CostModel:
         self._weights = [0.0] * size
         self._matrix = np.zeros((size, size))
         self._vector = np.zeros(size)
-        self._draw = math.inf  # toward the last solution: weak beside a single observation, the longest too
+        self._longest_s = 0.0  # of the steps that still count
         self._num_odd = 0
         self._variance = 0.0  # of the relative error
 
@@ -137,13 +139,15 @@ class CostModel:
         if self.num_observed >= NUM_SETTLED:
             self._variance += (1 - FORGETTING) * (min(abs(seconds / expected - 1), MAX_ERROR) ** 2 - self._variance)
         features = np.asarray(self._features(work))
-        self._draw = min(self._draw, DRAW / seconds**2)
         self.num_observed += 1
-        weight = (NOISE * seconds) ** -2
+        self._longest_s = max(seconds, math.sqrt(FORGETTING) * self._longest_s)
+        weight = (NOISE * max(seconds, LEAST_SHARE * self._longest_s)) ** -2
         self._matrix = FORGETTING * self._matrix + weight * np.outer(features, features)
         self._vector = FORGETTING * self._vector + weight * seconds * features
-        vector = self._vector + self._draw * np.asarray(self._weights)
-        self._weights = _solve_nonnegative(self._matrix + self._draw * np.eye(len(vector)), vector).tolist()
+        # Weak beside any single observation, strong enough that there is a solution.
+        draw = max(DRAW / self._longest_s**2, SOLVABLE * self._matrix.trace())
+        vector = self._vector + draw * np.asarray(self._weights)
+        self._weights = _solve_nonnegative(self._matrix + draw * np.eye(len(vector)), vector).tolist()
 
     def _features(self, work: StepWork) -> list[float]:
         if self._curve is not None:
@@ -160,7 +164,7 @@ class CostModel:
         if self._num_odd < NUM_ODD:
             return True
         self._num_odd = 0
-        self._matrix, self._vector = self._matrix * 0, self._vector * 0
+        self._matrix, self._vector, self._longest_s = self._matrix * 0, self._vector * 0, 0.0
         return False
 
 

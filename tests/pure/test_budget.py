@@ -187,6 +187,26 @@ def test_any_linear_cost_is_found(weights, seed, scale):
     assert np.isfinite(model.seconds(StepWork(10**6, 10**9, 10**6, 1e12)))
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 256), st.integers(0, 3000), st.integers(0, 20000), st.floats(-9, 2)), min_size=1
+    ),
+    odd=st.lists(st.sampled_from([0.0, 1e-9, 1.0, 3600.0]), max_size=4),
+)
+def test_whatever_steps_took_there_is_an_expectation(steps, odd):
+    """Times without sense: of many sizes at once, and of a clock that stood still."""
+    model = CostModel()
+    for _ in range(3):
+        for num_decodes, num_new, num_before, magnitude in steps:
+            work = StepWork(num_decodes, 100 * num_decodes).with_prompt(num_new, num_before)
+            model.observe(work, 10.0**magnitude)
+            assert 0 <= model.seconds(work) < np.inf
+        for seconds in odd:
+            model.observe(StepWork(1, 1), seconds)
+        assert 0 <= model.scatter < 1
+
+
 def test_a_step_that_should_cost_nothing():
     """Prompts whose time is all beyond a bend leave nothing for decodes; then decodes come."""
     rng, model, decodes = np.random.default_rng(2), CostModel(), StepWork(20, 3000)
