@@ -7,7 +7,6 @@ expected.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,12 +52,8 @@ class Fields:
         value = self.raw(key, default)
         if value is default:
             return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or not low <= value <= high
-        ):
+        # A comparison is exact for integers beyond any float, and false for NaN.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise self.error(key, f"a number in [{low:g}, {high:g}]")
         return float(value)
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError, ModelError
@@ -190,7 +190,7 @@ JUNK = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**70), 2**70),
-    st.sampled_from([0, 1, 7, 8, 31, 32, 256, 2**31, 2**63]),
+    st.sampled_from([0, 1, 7, 8, 31, 32, 256, 2**31, 2**63, 10**400]),
     st.floats(),
     st.text(max_size=8),
     st.lists(st.integers(-3, 300), max_size=3),
@@ -217,6 +217,7 @@ ROPE_KEYS = [
     changes=st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=3),
     rope_changes=st.dictionaries(st.sampled_from(ROPE_KEYS), JUNK, max_size=2),
 )
+@example(architecture="LlamaForCausalLM", kind="default", changes={"rms_norm_eps": 10**400}, rope_changes={})
 def test_any_config_is_read_or_refused(architecture, kind, changes, rope_changes):
     values = copy.deepcopy(LLAMA_8B)
     values["architectures"] = [architecture]
