@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
 
-from pyengine.errors import ModelError, PyengineError, RequestError
+from pyengine.errors import ModelError, RequestError
+from pyengine.text.library_errors import library_errors
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -43,7 +43,7 @@ class BpeBackend:
         self.special_ids = frozenset(i for i, token in self._added.items() if token.special)
 
     def encode(self, text: str, post_process: bool) -> list[int]:
-        with rust_errors(RequestError, "the text cannot be tokenised"):
+        with library_errors(RequestError, "the text cannot be tokenised"):
             # The batch call releases the GIL, the single one does not.
             return self._tokenizer.encode_batch_fast([text], add_special_tokens=post_process)[0].ids
 
@@ -113,22 +113,7 @@ def _flatten(section: dict) -> Iterator[dict]:
         yield section
 
 
-@contextmanager
-def rust_errors(error_type: type[PyengineError], text: str) -> Iterator[None]:
-    """Turn what the Rust library raises (panics included, which are BaseExceptions) into one of our errors."""
-    try:
-        yield
-    except PyengineError:
-        raise
-    except Exception as error:
-        raise error_type(f"{text}: {error}") from None
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise error_type(f"{text}: {error}") from None
-
-
 def read_tokenizer_json(path: Path) -> BpeBackend:
     """A ``tokenizer.json``; raises ModelError naming the file."""
-    with rust_errors(ModelError, f"{path}: not a usable tokenizer"):
+    with library_errors(ModelError, f"{path}: not a usable tokenizer"):
         return BpeBackend(tokenizers.Tokenizer.from_file(str(path)), str(path))

@@ -15,8 +15,9 @@ from tokenizers import AddedToken, decoders, models
 
 from pyengine.errors import ModelError
 from pyengine.text import spm
-from pyengine.text.bpe import BpeBackend, rust_errors
+from pyengine.text.bpe import BpeBackend
 from pyengine.text.gguf_metadata import GGUFFile, open_gguf
+from pyengine.text.library_errors import library_errors
 from pyengine.text.pretokenizers import PRETOKENIZERS, PreTokenizer
 from pyengine.text.tokenizer import Tokenizer, TokenizerFacts, unique_ids
 
@@ -125,7 +126,7 @@ def _build_bpe(file: GGUFFile, vocabulary: _Vocabulary, pre: PreTokenizer) -> Bp
     merges = [_merge(file, text) for text in _list(file, "tokenizer.ggml.merges", str)]
     if not merges:
         raise ModelError(f"{file.path}: tokenizer.ggml.merges is missing, so its gpt2 vocabulary cannot be used")
-    with rust_errors(ModelError, f"{file.path}: not a usable BPE vocabulary"):
+    with library_errors(ModelError, f"{file.path}: not a usable BPE vocabulary"):
         model = models.BPE(vocab=vocabulary.id_of, merges=merges, ignore_merges=pre.ignore_merges)
         tokenizer = tokenizers.Tokenizer(model)
         tokenizer.pre_tokenizer = pre.build()

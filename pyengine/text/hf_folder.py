@@ -17,6 +17,7 @@ from pyengine.text.tokenizer import Tokenizer, TokenizerFacts, unique_ids
 
 MAX_JSON_BYTES = 1 << 27
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_ID_DIGITS = 9
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -127,8 +128,9 @@ def _added_tokens(folder: Path, config: dict) -> list[spm.AddedToken]:
     table = config.get("added_tokens_decoder")
     for key, entry in table.items() if isinstance(table, dict) else ():
         text = _text_of(entry)
-        if text is not None and key.isascii() and key.isdigit():
-            flags = {name: entry.get(name) is True for name in ("special", "lstrip", "rstrip")}
+        if text is not None and len(key) <= MAX_ID_DIGITS and key.isascii() and key.isdigit():
+            richer = entry if isinstance(entry, dict) else {}
+            flags = {name: richer.get(name) is True for name in ("special", "lstrip", "rstrip")}
             tokens[int(key)] = spm.AddedToken(int(key), text, **flags)
     return list(tokens.values())
 

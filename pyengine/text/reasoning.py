@@ -35,9 +35,7 @@ def starts_inside(reasoning: ReasoningFormat, prompt: str) -> bool:
     return prompt.rstrip().endswith(reasoning.begin)
 
 
-def thinking_before(
-    reasoning: ReasoningFormat | None, prompt: str, budget: int | None = None
-) -> Thinking | None:
+def thinking_before(reasoning: ReasoningFormat | None, prompt: str, budget: int | None = None) -> Thinking | None:
     """What an answer to this prompt may begin with before a grammar binds it: nothing once the prompt ended it.
     ``budget``: tokens of it at most.
     """

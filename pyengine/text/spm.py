@@ -20,6 +20,7 @@ from pathlib import Path
 import sentencepiece
 
 from pyengine.errors import ModelError
+from pyengine.text.library_errors import library_errors
 from pyengine.text.trie_regex import compile_literals
 
 SPACE = "\u2581"
@@ -119,10 +120,8 @@ def _cutter(literals: dict[str, int], source: str) -> re.Pattern[str] | None:
 
 def _load(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
-    try:
+    with library_errors(ModelError, f"{source}: not a usable sentencepiece model"):
         processor.LoadFromSerializedProto(model)
-    except Exception as error:
-        raise ModelError(f"{source}: not a usable sentencepiece model: {error}") from None
     return processor
 
 

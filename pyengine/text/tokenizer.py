@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pyengine.errors import ModelError, RequestError
+from pyengine.text.library_errors import library_errors
 
 
 class Backend(Protocol):
@@ -131,10 +132,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     from pyengine.text import gguf_tokenizer, hf_folder
 
     path = Path(path)
-    if path.is_dir():
-        return hf_folder.load_folder_tokenizer(path)
-    if path.is_file() and path.suffix == ".gguf":
-        return gguf_tokenizer.load_gguf_tokenizer(path)
+    with library_errors(ModelError, f"{path}: not a usable tokenizer"):
+        if path.is_dir():
+            return hf_folder.load_folder_tokenizer(path)
+        if path.is_file() and path.suffix == ".gguf":
+            return gguf_tokenizer.load_gguf_tokenizer(path)
     what = "is neither a folder nor a .gguf file" if path.exists() else "does not exist"
     raise ModelError(f"{path}: {what}; expected a folder with tokenizer.json or tokenizer.model, or a .gguf file")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from text_helpers import (
     TEXTS,
@@ -221,6 +222,51 @@ def test_broken_folder_names_the_file(tmp_path, name, content, text):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode("latin-1", "replace"))
     with pytest.raises(ModelError, match=text):
         load_tokenizer(folder)
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, -1, 2**63, 10**400, 1.5, "", "9" * 5000, "\ud800", "<|end|>", "</s>"]),
+    st.lists(st.sampled_from(["a", None, 3, "\ud800"]), max_size=2),
+    st.dictionaries(st.sampled_from(["content", "special", "0", "521", "9" * 5000]), st.text(max_size=3), max_size=2),
+)
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+KEYS = ("bos_token", "eos_token", "additional_special_tokens", "added_tokens_decoder", "chat_template", "eos_token_id")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    kind=st.sampled_from([write_bpe_folder, write_sentencepiece_folder]),
+    name=st.sampled_from(BESIDE),
+    values=st.dictionaries(st.sampled_from([*KEYS, "add_bos_token", "legacy", "<x>"]), JUNK, max_size=3),
+)
+@example(write_sentencepiece_folder, BESIDE[0], {"added_tokens_decoder": {"520": "x"}})
+@example(write_sentencepiece_folder, BESIDE[0], {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}})
+@example(write_bpe_folder, BESIDE[0], {"eos_token": "\ud800"})
+@example(write_sentencepiece_folder, BESIDE[0], {"eos_token": "\ud800"})
+def test_whatever_lies_beside_a_tokenizer_is_read_or_refused(tmp_path, kind, name, values):
+    shutil.rmtree(tmp_path / "m", ignore_errors=True)
+    folder = kind(tmp_path / "m")
+    (folder / name).write_text(json.dumps(values))
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ModelError as error:
+        assert str(error).startswith(str(folder)) and "\n" not in str(error) and len(str(error)) < 600
+    else:
+        assert tokenizer.decode(tokenizer.encode("Hello world")) == "Hello world"
+
+
+@pytest.mark.parametrize("at", [60, 200, 1000, 5000])
+def test_a_damaged_sentencepiece_model_is_read_or_refused(tmp_path, at):
+    folder, model = write_sentencepiece_folder(tmp_path / "m"), bytearray(trained_sentencepiece())
+    for value in range(0, 256, 5):
+        model[at] = value
+        (folder / "tokenizer.model").write_bytes(model)
+        try:
+            load_tokenizer(folder).encode("Hello")
+        except ModelError as error:
+            assert str(error).startswith(str(folder)) and "\n" not in str(error)
 
 
 def test_missing_files(tmp_path):
