@@ -11,7 +11,7 @@ const CHARTS = [
   { name: "KV cache in use, %", lines: { kvUsage: "in use" }, ceiling: 100 },
   { name: "prompt tokens from the prefix cache, %", lines: { hitRate: "cached" }, ceiling: 100 },
 ];
-const COLOURS = ["first", "second", "third"];
+const COLOURS = ["first", "second"];
 const TILES = {
   running: "running",
   waiting: "waiting",

@@ -44,12 +44,6 @@ __device__ __forceinline__ PairMemory<kWords> pair_memory(unsigned char* smem) {
   return {smem + pair * kBoxRingBytes, reinterpret_cast<Job*>(jobs), barriers, barriers + kBoxGroups<kWords>};
 }
 
-// The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
-__device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) {
-  if (args.spread && first) return static_cast<int>(blockIdx.x);
-  return static_cast<int>(atomicAdd(&tickets(args).next_cta, 1u) + (args.spread ? gridDim.x : 0));
-}
-
 template <typename T, int kDim>
 __device__ __forceinline__ void run_cta_tickets(const RunArgs& args, const WarpMemory& memory) {
   for (bool first = true;; first = false) {

@@ -79,11 +79,7 @@ class PrefillFetcher {
   // The next item's job, as of a warp that has its first rows; with kv_head -1 when there is no item left.
   __device__ __forceinline__ void announce(Job& job, uint64_t* announced) {
     int ticket = 0;
-    if (lane_id() == 0) {
-      ticket = !taken_ && args_.spread ? static_cast<int>(blockIdx.x)
-                                       : static_cast<int>(atomicAdd(&tickets(args_).next_cta, 1u)) +
-                                             (args_.spread ? static_cast<int>(gridDim.x) : 0);
-    }
+    if (lane_id() == 0) ticket = take_cta_ticket(args_, !taken_);
     taken_ = true;
     ticket = __shfl_sync(kFullMask, ticket, 0);
     if (ticket < args_.plan.header->num_cta_items * args_.num_kv_heads) {

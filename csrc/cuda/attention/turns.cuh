@@ -8,6 +8,12 @@ namespace pe::cuda::attention {
 __device__ __forceinline__ Tickets& tickets(const RunArgs& args) { return args.plan.header->tickets[args.turn]; }
 __device__ __forceinline__ uint32_t* arrivals(const RunArgs& args) { return args.plan.arrivals[args.turn]; }
 
+// The first ticket is the CTA's own number where all CTAs run at once, which spares it the way to memory and back.
+__device__ __forceinline__ int take_cta_ticket(const RunArgs& args, bool first) {
+  if (args.spread && first) return static_cast<int>(blockIdx.x);
+  return static_cast<int>(atomicAdd(&tickets(args).next_cta, 1u) + (args.spread ? gridDim.x : 0));
+}
+
 // Block 0 puts the other turn's counters back. The launch that used them is over: this one has waited, or its
 // predecessor has (RunArgs::settled).
 __device__ __forceinline__ void rest_other_turn(const RunArgs& args) {

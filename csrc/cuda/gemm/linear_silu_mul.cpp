@@ -29,7 +29,8 @@ void linear_silu_mul(const LinearSiluMulParams& p, Stream stream) {
   PE_CHECK(kOp, p.out_stride >= p.cols,
            "out_stride must be at least cols " + std::to_string(p.cols) + got(p.out_stride));
   PE_CHECK(kOp, p.m == 0 || (p.out && p.x && p.weight && p.gate_up), "out, x, weight and gate_up must not be null");
-  if (stream_gemm_fits(fused(p), true)) return stream_gemm(fused(p), stream, true);
+  const LinearParams pairs = fused(p);
+  if (stream_gemm_fits(pairs, true)) return stream_gemm(pairs, stream, true);
   linear(linear_of(p), {}, stream);
   silu_mul(silu_mul_of(p), stream);
 }
