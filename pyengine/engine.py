@@ -194,8 +194,9 @@ class Engine:
         constrained = self.scheduler.constrained_sequences()
         if not constrained:
             return None
-        masks = self._grammars.fill([grammar for _, grammar in constrained])
-        return GrammarMasks(np.asarray([index for index, _ in constrained]), masks)
+        masks = self._runner.grammar_masks(np.asarray([index for index, _ in constrained]))
+        self._grammars.fill([grammar for _, grammar in constrained], masks.rows.numpy())
+        return masks
 
     def stats(self) -> Stats:
         return self.scheduler.stats()

@@ -24,8 +24,8 @@ from pyengine.runner.host_arena import HostArena
 from pyengine.runner.kv_memory import MemoryPlan
 from pyengine.runner.output import OutputCopies, PendingOutput
 from pyengine.runner.prompt_reader import PromptReader, PromptTensors
-from pyengine.runner.staging import Staging
-from pyengine.sampling.masks import GrammarMasks
+from pyengine.runner.staging import RING, Staging
+from pyengine.sampling.masks import GrammarMaskRing, GrammarMasks
 from pyengine.sampling.sampler import Sampler
 from pyengine.sampling.stage import SamplingStep
 from pyengine.sched.step import StepInput
@@ -81,6 +81,7 @@ class ModelRunner:
         self._staging = Staging(device, (1 << 16) + 8 * plan.max_num_seqs)
         self._state = DeviceState(plan, device, self._staging)
         self._sampler = Sampler(plan.max_num_seqs, config.vocab_size, device, self._staging.upload)
+        self._grammar_masks = GrammarMaskRing((plan.max_num_seqs, config.vocab_size), RING, device)
         self._outputs = OutputCopies(device, plan.max_num_seqs)
         self._prompts = PromptReader(model.logits, plan.max_num_seqs, self._staging.upload)
         self._kv_dtype = kv_dtype
@@ -126,6 +127,10 @@ class ModelRunner:
         if step.reads:
             return self._forward_and_read(step, batch)
         return Pass(step, batch, passes.run(batch, self._forward))
+
+    def grammar_masks(self, indices: np.ndarray) -> GrammarMasks:
+        """Masks of these batch rows for ``sample``, to be filled."""
+        return self._grammar_masks.take(indices)
 
     @torch.inference_mode()
     def sample(self, issued: Pass, grammar: GrammarMasks | None = None) -> PendingOutput:

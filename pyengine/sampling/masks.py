@@ -7,6 +7,7 @@ A grammar's mask comes from the host with every step, computed while the device 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,17 +46,43 @@ class Masks:
 
 @dataclass(frozen=True)
 class GrammarMasks:
-    """For the batch rows ``indices``: masks int32 [len(indices), ceil(vocab_size / 32)], both on the host."""
+    """For the batch rows ``indices`` (host): masks ``rows`` int32 [len(indices), ceil(vocab_size / 32)] on the host, in
+    pinned memory where there is a GPU.
+    """
 
     indices: np.ndarray
-    masks: np.ndarray
+    rows: Tensor
+
+
+class GrammarMaskRing:
+    """Memory for the masks of ``num_steps`` steps, more than may be in flight; allocated when the first grammar comes.
+
+    Args:
+        shape: max_num_seqs, vocab_size.
+    """
+
+    def __init__(self, shape: tuple[int, int], num_steps: int, device: torch.device):
+        self._shape = (shape[0], -(-shape[1] // 32))
+        self._num_steps = num_steps
+        self._pinned = device.type == "cuda"
+        self._turn = 0
+
+    def take(self, indices: np.ndarray) -> GrammarMasks:
+        """Masks of these batch rows, to be filled."""
+        self._turn = (self._turn + 1) % self._num_steps
+        return GrammarMasks(indices, self._buffers[self._turn][: len(indices)])
+
+    @cached_property
+    def _buffers(self) -> list[Tensor]:
+        num_steps, shape = self._num_steps, self._shape
+        return [torch.empty(shape, dtype=torch.int32, pin_memory=self._pinned) for _ in range(num_steps)]
 
 
 def apply_grammar(logits: Tensor, grammar: GrammarMasks, upload: Upload) -> None:
     """Forbid what the grammars of these rows do not allow next."""
     mask_rows = np.full(len(logits), -1, np.int32)
     mask_rows[grammar.indices] = np.arange(len(grammar.indices))
-    ops.apply_mask(logits, upload(mask_rows), upload(grammar.masks))
+    ops.apply_mask(logits, upload(mask_rows), grammar.rows.to(logits.device, non_blocking=True))
 
 
 def pack_bits(token_ids: np.ndarray, num_words: int) -> np.ndarray:

@@ -27,8 +27,8 @@ class LazyGrammars:
     def make(self, grammar: str | None, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
         return self._factory.make(grammar, thinking)
 
-    def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar]) -> np.ndarray:
-        return self._factory.fill(grammars)
+    def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar], masks: np.ndarray) -> None:
+        self._factory.fill(grammars, masks)
 
     @cached_property
     def _factory(self) -> GrammarFactory:

@@ -1,34 +1,33 @@
-"""The engine's side of structured output: one matcher per sequence, made off the loop, asked for a mask before each
-draw.
+"""The engine's side of structured output: one matcher per sequence, made off the loop (``supply``), asked for a mask
+before each draw.
 
-Making a matcher may take a tenth of a second for a large schema, so it happens on a thread (llguidance drops the GIL)
-and the sequence is admitted when it is there. Whoever comes with the same grammar later gets a copy at once, in some
-ten microseconds: a crowd with one schema begins together. After that a step costs each constrained sequence one mask
-and one consumed token.
+A sequence is admitted when its matcher is there. After that a step costs it one mask and one consumed token.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
+from threading import Lock
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask, fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from pyengine.sampling_params import Thinking
 from pyengine.structured.grammar import parser_limits
+from pyengine.structured.supply import MatcherSupply
 from pyengine.structured.thinking import MarkTokens, ThinkingGrammar
 from pyengine.structured.thinking_budget import Unbound
 from pyengine.text.tokenizer import Tokenizer
 
-# A mask takes 5 to 30 us, now and then milliseconds (a string near its maxLength); waking threads takes 10.
+# A mask takes 5 to 30 us, now and then a millisecond (a string near its maxLength); waking threads takes 10 and more.
 PARALLEL_FROM = 8
 MAX_MASK_THREADS = 8
-MAX_KEPT = 64  # grammars; the one that was not asked for the longest goes first
+MAX_MAKING_THREADS = 4
+MAX_REMEMBERED_CHARS = 64
 
 
 class SequenceGrammar:
@@ -90,35 +89,20 @@ class GrammarFactory:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._originals: OrderedDict[str, Future[LLMatcher]] = OrderedDict()  # that nobody advances
+        self._threads = ThreadPoolExecutor(_num_threads(MAX_MAKING_THREADS), thread_name_prefix="grammar")
+        self._supply = MatcherSupply(self._make, self._threads)
         self._marks: dict[tuple[str, str], MarkTokens] = {}
+        self._vocabulary_lock = Lock()
 
     def make(self, grammar: str | None, thinking: Thinking | None = None) -> SequenceGrammar | ThinkingGrammar:
         """A matcher for ``grammar`` (of ``compile_grammar``), perhaps behind thinking, under way on a thread. Without a
         grammar the thinking is all that it looks at.
         """
-        bound = Unbound() if grammar is None else SequenceGrammar(self._copy(grammar))
+        bound = Unbound() if grammar is None else SequenceGrammar(self._supply.take(grammar))
         if thinking is None:
             return bound
         marks = self._threads.submit(self._find_marks, thinking.begin, thinking.end)
         return ThinkingGrammar(bound, thinking, marks, self._tokenizer.id_to_bytes)
-
-    def _copy(self, grammar: str) -> Future[LLMatcher]:
-        original = self._originals.get(grammar)
-        if original is None:
-            original = self._originals[grammar] = self._threads.submit(self._make, grammar)
-            if len(self._originals) > MAX_KEPT:
-                self._originals.popitem(last=False)
-        self._originals.move_to_end(grammar)
-        if not original.done():
-            return self._threads.submit(lambda: original.result().deep_copy())  # behind it, on the only thread
-        copy: Future[LLMatcher] = Future()
-        if failure := original.exception():
-            copy.set_exception(failure)
-        else:
-            copy.set_result(original.result().deep_copy())
-        return copy
 
     def _find_marks(self, begin: str, end: str) -> MarkTokens:
         if (begin, end) not in self._marks:
@@ -126,7 +110,9 @@ class GrammarFactory:
         return self._marks[begin, end]
 
     def _make(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._vocabulary, grammar, log_level=0, limits=parser_limits())
+        with self._vocabulary_lock:
+            vocabulary = self._vocabulary
+        return LLMatcher(vocabulary, grammar, log_level=0, limits=parser_limits())
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
@@ -136,11 +122,12 @@ class GrammarFactory:
 
     def masks(self, count: int) -> np.ndarray:
         """int32 [count, ceil(vocab_size / 32)], to be filled."""
-        return allocate_token_bitmask(count, self.vocab_size)
+        return np.empty((count, -(-self.vocab_size // 32)), np.int32)
 
-    def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar]) -> np.ndarray:
-        """A mask for each of ``grammars``, by several threads when there are many."""
-        masks = self.masks(len(grammars))
+    def fill(self, grammars: Sequence[SequenceGrammar | ThinkingGrammar], masks: np.ndarray) -> None:
+        """Write the mask of each of ``grammars`` into its row of ``masks`` int32 [n, ceil(vocab_size / 32)], by several
+        threads when there are many.
+        """
         matchers = [grammar.bare_matcher for grammar in grammars]
         bare = [(matcher, i) for i, matcher in enumerate(matchers) if matcher is not None]
         if len(bare) < PARALLEL_FROM or self._mask_threads is None:
@@ -151,13 +138,16 @@ class GrammarFactory:
         for i, grammar in enumerate(grammars):
             if i not in filled:
                 grammar.fill_mask(masks, i)
-        return masks
 
     @cached_property
     def _mask_threads(self) -> LLExecutor | None:
         """None on a machine whose few cores have other work."""
-        num_threads = min(MAX_MASK_THREADS, len(os.sched_getaffinity(0)) // 2)
+        num_threads = _num_threads(MAX_MASK_THREADS)
         return LLExecutor(num_threads=num_threads) if num_threads > 1 else None
+
+
+def _num_threads(most: int) -> int:
+    return max(1, min(most, len(os.sched_getaffinity(0)) // 2))
 
 
 class _Vocabulary:
@@ -169,7 +159,12 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_token_id
         self.special_token_ids = sorted(tokenizer.special_ids)
         self.tokens = [tokenizer.id_to_bytes(token_id) for token_id in range(vocab_size)]
+        self._encode_short = lru_cache(maxsize=4096)(self._encode)
 
     def __call__(self, text: str | bytes) -> list[int]:
+        """The tokens of what a grammar leaves no choice about, such as a key: mostly the same short texts."""
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._encode_short(text) if len(text) <= MAX_REMEMBERED_CHARS else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
