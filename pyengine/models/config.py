@@ -157,11 +157,6 @@ def resolve_kv_dtype(requested: str, dtype: str, config: ModelConfig, device: st
             f"--kv-cache-dtype {requested} works on cuda with a head_dim of {have}, the model has {config.head_dim}; "
             "leave it at auto"
         )
-    if device == "cuda" and dtype == "float16" and config.head_dim == 128:
-        raise ConfigError(
-            f"--kv-cache-dtype {requested} with a head_dim of 128 works on cuda in bfloat16 alone, the model computes "
-            "in float16; take --dtype bfloat16, or leave it at auto"
-        )
     if config.head_dim % 16:
         raise ConfigError(
             f"--kv-cache-dtype {requested} needs a head_dim that is a multiple of 16, the model has {config.head_dim}; "

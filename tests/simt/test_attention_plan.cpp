@@ -23,7 +23,7 @@ struct Seq {
 struct PlanCase {
   std::vector<Seq> seqs;
   int group, num_kv_heads, window, num_ctas;
-  bool by_cta = false;
+  bool by_cta = false, by_boxes = false;
 };
 
 // What a plan must be: every chunk of every tile once, longest pieces first, inside its bounds, partial rows apart.
@@ -50,7 +50,8 @@ PlanFacts check_plan(const PlanCase& c) {
   p.kv.num_kv_heads = c.num_kv_heads;
   p.kv.head_dim = 128;
   p.window = c.window;
-  const Geometry geometry = ctas(c.num_ctas, attention::kShallowSlots, c.by_cta);
+  Geometry geometry = ctas(c.num_ctas, attention::kShallowSlots, c.by_cta);
+  geometry.by_boxes = c.by_boxes;
   Buffer<char> memory(static_cast<int64_t>(attention::plan_bytes(p, geometry)));
   attention::plan(p, geometry, {memory.data(), static_cast<size_t>(memory.size())}, nullptr);
   EXPECT(memory.guards_intact(), "the plan wrote past its memory");
@@ -76,7 +77,7 @@ PlanFacts check_plan(const PlanCase& c) {
     }
   }
   const attention::PieceLimits limits =
-      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta, false);
+      attention::piece_limits(chunks[1], chunks[0], longest_tile, c.num_kv_heads, c.num_ctas, c.by_cta, c.by_boxes);
   std::map<std::pair<int, int>, std::vector<Item>> tiles;
   int64_t longest = 0;
   for (const bool on_cta : {true, false}) {
@@ -87,7 +88,7 @@ PlanFacts check_plan(const PlanCase& c) {
       EXPECT(items[i].chunk_end > items[i].chunk_begin, "an empty piece");
       if (!on_cta) longest = std::max<int64_t>(longest, items[i].chunk_end - items[i].chunk_begin);
     }
-    const int limit = on_cta ? limits.cta : limits.warp;
+    const int limit = (on_cta ? limits.cta : limits.warp).whole;
     const auto bucket = [&](int i) {
       return attention::length_bucket(items[i].chunk_end - items[i].chunk_begin, limit);
     };
@@ -141,6 +142,13 @@ void test_plan() {
   EXPECT(few.num_warp_items == 4 && few.by_cta, "few chunks: a chunk a CTA");
   EXPECT(check_plan({skewed, 4, 8, 0, 132, true}).by_cta, "one long sequence: CTAs decode");
   EXPECT(!check_plan({uniform, 4, 8, 0, 132, true}).by_cta, "much of equal length: warps decode");
+  const PlanFacts pairs = check_plan({skewed, 4, 8, 0, 132, true, true});
+  EXPECT(!pairs.by_cta && pairs.num_splits == 1 && pairs.longest_warp_piece == 8,
+         "one long sequence by pairs, of which each has 7.6 chunks: pieces up to %d",
+         static_cast<int>(pairs.longest_warp_piece));
+  std::vector<Seq> longer(64, Seq{2048, 1});
+  longer[3].len = 3840;  // less than twice the average
+  EXPECT(check_plan({longer, 4, 8, 0, 132, true, true}).num_splits == 0, "somewhat longer: whole");
   EXPECT(check_plan({{{16384, 2048}}, 4, 8, 0, 132}).num_splits == 0, "a prefill chunk has tiles enough");
   EXPECT(check_plan({{{16384, 16}}, 4, 8, 0, 132}).num_splits == 1, "64 rows over a long context are split");
   check_plan({{{1 << 20, 1}, {5, 5}, {0, 0}}, 8, 1, 0, 132});

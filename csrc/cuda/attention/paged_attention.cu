@@ -92,11 +92,6 @@ void check_params(const PagedAttentionParams& p) {
   PE_CHECK(kOp, p.kv.dtype == p.dtype || fp8,
            std::string("q is ") + name_of(p.dtype) + " but the cache is " + name_of(p.kv.dtype) +
                "; they must be equal, or the cache f8e4m3");
-#if !defined(PE_SIMT)
-  // Its prompts end in an illegal instruction on an H100, for a reason not found yet (docs/performance.md).
-  PE_CHECK(kOp, !fp8 || p.dtype != DType::kF16 || p.kv.head_dim != 128,
-           "a cache in f8e4m3 with head_dim 128 is read in bf16 alone on a GPU, q is f16");
-#endif
   PE_CHECK(kOp, fp8 || (p.kv.k_scale == nullptr && p.kv.v_scale == nullptr),
            "k_scale and v_scale are of a cache in f8e4m3");
   check_block_size(p.kv.block_size);

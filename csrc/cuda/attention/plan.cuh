@@ -57,9 +57,9 @@ __device__ inline int list_tiles(const PlanArgs& args, PlanShared& shared) {
 }
 
 // Decides whether a tile is cut, and books room for its partial results; where there is none left it stays whole.
-__device__ inline void cut_tile(const PlanArgs& args, PlanShared& shared, Tile& tile, int limit) {
+__device__ inline void cut_tile(const PlanArgs& args, PlanShared& shared, Tile& tile, const Limit& limit) {
   const int num_chunks = tile.chunk_end - tile.chunk_begin;
-  const int pieces = (num_chunks + limit - 1) / limit;
+  const int pieces = num_pieces(num_chunks, limit);
   if (pieces <= 1) return;
   const int states = num_partial_states(num_chunks, pieces);
   const auto need = static_cast<unsigned long long>(states) * tile.num_rows;
@@ -123,15 +123,15 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   const int num_tiles = num_seq_tiles + shared.prefixes.num_tiles;
   list_shared_tiles(args, shared.prefixes,
                     shared_piece_limit(static_cast<int64_t>(shared.chunks[1]), args.num_kv_heads, args.num_ctas,
-                                       decoders_per_cta(args.by_boxes), limits.cta),
+                                       decoders_per_cta(args.by_boxes), limits.cta.piece),
                     num_seq_tiles, &shared.num_splits);
   __syncthreads();
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     Tile& tile = args.plan.tiles[i];
-    const int limit = tile.on_cta ? limits.cta : limits.warp;
+    const Limit limit = tile.on_cta ? limits.cta : limits.warp;
     if (i < num_seq_tiles) cut_tile(args, shared, tile, limit);
     for_each_piece(tile, [&](int, int begin, int end) {
-      atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit)], 1);
+      atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit.whole)], 1);
     });
   }
   __syncthreads();
@@ -139,10 +139,10 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const PlanArgs args)
   __syncthreads();
   for (int i = tid; i < num_tiles; i += kPlanThreads) {
     const Tile tile = args.plan.tiles[i];
-    const int limit = tile.on_cta ? limits.cta : limits.warp;
+    const Limit limit = tile.on_cta ? limits.cta : limits.warp;
     Item* const items = tile.on_cta ? args.plan.cta_items : args.plan.warp_items;
     for_each_piece(tile, [&](int piece, int begin, int end) {
-      const int place = atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit)], 1);
+      const int place = atomicAdd(&shared.buckets[tile.on_cta][length_bucket(end - begin, limit.whole)], 1);
       items[place] = make_item(args, tile, piece, begin, end);
     });
   }

@@ -50,32 +50,41 @@ __host__ __device__ inline Tile make_tile(int seq, int index, int num_queries, i
   return tile;
 }
 
-// Longest pieces, in chunks, given the work in chunks of one kv head.
+// Chunks that a tile may have and stay whole, and that a piece of a longer one may have.
+struct Limit {
+  int whole, piece;
+};
+// Of tiles on CTAs and on warps, given the work in chunks of one kv head.
 struct PieceLimits {
-  int cta, warp;
+  Limit cta, warp;
   bool decodes_by_cta;
 };
 __host__ __device__ inline int at_least_one(int64_t amount, int64_t parts) {
   const int64_t up = (amount + parts - 1) / parts;
   return static_cast<int>(up > 1 ? up : 1);
 }
-// Whether CTAs decode. 1 x 1024 takes 35 us by warps and 19 by CTAs: that counts where there is hardly a chunk per CTA,
-// and where one sequence is so long that its pieces and their partial results would be many. Else eight warps with a
-// piece each keep the memory busier than one piece with eight warps (docs/performance.md, measured on an H100).
-__host__ __device__ inline bool should_decode_by_cta(int64_t work, int64_t longest, int64_t num_ctas) {
+// Whether CTAs decode. 1 x 1024 takes 35 us by warps and 19 by CTAs: that counts where there is hardly a chunk per CTA
+// and, without pairs, where one sequence is so long that its pieces and their partial results would be many. Else warps
+// with a piece each keep the memory busier than one piece with eight warps (docs/performance.md).
+__host__ __device__ inline bool should_decode_by_cta(int64_t work, int64_t longest, int64_t num_ctas, bool by_boxes) {
   const int64_t warps = num_ctas * kWarps;
-  return work <= num_ctas || (work >= 2 * warps && longest * warps >= kLongTile * work);
+  return work <= num_ctas || (!by_boxes && work >= 2 * warps && longest * warps >= kLongTile * work);
 }
 
 // chunks: of one kv head, in tiles on CTAs and on warps; longest: of the latter.
 __host__ __device__ inline PieceLimits piece_limits(int64_t cta_chunks, int64_t warp_chunks, int64_t longest,
                                                     int num_kv_heads, int num_ctas, bool by_cta, bool by_boxes) {
   const int64_t warp_work = warp_chunks * num_kv_heads, work = cta_chunks * num_kv_heads + warp_work, ctas = num_ctas;
-  const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas);
-  return {at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen),
-          decodes_by_cta ? at_least_one(work, ctas * kDecodePiecesPerCta)
-                         : at_least_one(warp_work * kDecodeSlack, ctas * decoders_per_cta(by_boxes)),
-          decodes_by_cta};
+  const bool decodes_by_cta = by_cta && should_decode_by_cta(warp_work, longest, ctas, by_boxes);
+  const int cta = at_least_one(work * kCtaSlackNum, ctas * kCtaSlackDen);
+  const int by_ctas = at_least_one(work, ctas * kDecodePiecesPerCta);
+  const int64_t decoders = ctas * decoders_per_cta(by_boxes);
+  const Limit by_warps{at_least_one(warp_work * kDecodeSlack, decoders), at_least_one(warp_work, decoders)};
+  return {Limit{cta, cta}, decodes_by_cta ? Limit{by_ctas, by_ctas} : by_warps, decodes_by_cta};
+}
+// Pieces of a tile.
+__host__ __device__ inline int num_pieces(int num_chunks, const Limit& limit) {
+  return num_chunks <= limit.whole ? 1 : (num_chunks + limit.piece - 1) / limit.piece;
 }
 
 // Piece i of `pieces` equal ones covers chunks [begin + cut(i), begin + cut(i + 1)).

@@ -138,10 +138,11 @@ constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {
 // One unit of work is a chunk of one kv head. An SM takes about as long for a chunk of a full CTA tile (6 us of
 // products) as for a chunk of a warp (131 KB at 1 / 132 of the bandwidth), so both count 1.
 //
-// A piece of a decode is at most twice the average load of a warp: longer ones would keep the others waiting at the
-// end; shorter ones are merged more (32 x 8192 by pairs: 361 us whole, 386 in two pieces). Where CTAs decode, a piece
-// is at most a quarter of the average load of a CTA, so that they end together; they do (also) where the longest tile
-// is kLongTile times the average load of a warp.
+// A decode stays whole up to twice the average load of a warp: what is longer would keep the others waiting at the end,
+// and more pieces are merged more (32 x 8192 by pairs: 361 us whole, 386 in two pieces). Then it is cut to pieces of
+// the average. Where CTAs decode, a piece is at most a quarter of the average load of a CTA, so that they end together;
+// they do where there is hardly a chunk for each and, if warps are not paired, where the longest tile is kLongTile
+// times the average load of a warp.
 constexpr int kDecodeSlack = 2, kDecodePiecesPerCta = 4, kLongTile = 16;
 // A CTA's piece may exceed the average load of a CTA by a quarter (5 / 4) before it is split.
 constexpr int kCtaSlackNum = 5, kCtaSlackDen = 4;
