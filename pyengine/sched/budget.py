@@ -6,8 +6,8 @@ for a token, and prompts get all the tokens a step may have. Cutting changes no 
 
 Prompts never starve: at least half of a step's time is theirs, however long the decodes alone take, and the first
 prompt of a step gets at least MIN_CHUNK tokens. Where more of them wait than BACKLOG times the target would compute,
-the target gives way, up to STRETCH times: longer steps compute a prompt's token for less, and whoever waits is served
-before the next come.
+the target gives way to STRETCH times itself until hardly more wait than a step computes: longer steps compute a
+prompt's token for less, and whoever waits is served before the next come.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MIN_CHUNK = 32  # tokens; fewer are not worth the look at a prompt's blocks
 FIRST_CHUNK = 256  # while no step's time is known
 MARGIN = 0.02  # of the target, and as many standard deviations of the steps' scatter as one in a hundred exceeds:
 DEVIATIONS = 2.33
-BACKLOG = 2.5
-STRETCH = 2.0
+BACKLOG, CAUGHT_UP = 3.5, 1.0  # targets of work
+STRETCH = 2.5
 DECODE_SHARE = 0.5  # of a step, where decodes alone would leave prompts less
 OBSERVE_EVERY = 8  # steps of decodes only are much alike
 
@@ -115,6 +115,7 @@ class TimedBudget:
         self._max_num_tokens = max_num_tokens
         self._target_s = target_s
         self._num_skipped = 0
+        self._catches_up = False
         self.model = model or CostModel()
 
     def budget(self, num_decodes: int, num_context: int, num_waiting: int) -> Budget:
@@ -126,8 +127,9 @@ class TimedBudget:
         decodes = StepWork(num_decodes, num_context + num_decodes)
         decodes_s = self.model.seconds(decodes)
         waiting_s = self.model.seconds(decodes.with_prompt(num_waiting, 0)) - decodes_s
-        stretch = min(max(1.0, waiting_s / (BACKLOG * self._target_s)), STRETCH)
-        aim_s = stretch * self._target_s / (1 + MARGIN + DEVIATIONS * self.model.scatter)
+        self._catches_up = waiting_s > (CAUGHT_UP if self._catches_up else BACKLOG) * self._target_s
+        target_s = STRETCH * self._target_s if self._catches_up else self._target_s
+        aim_s = target_s / (1 + MARGIN + DEVIATIONS * self.model.scatter)
         return _TimedBudget(num_tokens, max(aim_s, decodes_s / DECODE_SHARE), decodes, self.model)
 
     def observe(self, step: StepInput, seconds: float) -> None:
