@@ -67,8 +67,8 @@ class EngineConfig:
     itl_target_ms: float = option(
         16.0,
         "milliseconds between a stream's tokens to aim at: prompts beside running streams are computed in pieces that "
-        "keep to it, as far as the streams alone leave time (at least half of a step is for prompts), and to twice "
-        "that where many prompt tokens wait; "
+        "keep to it, as far as the streams alone leave time (at least half of a step is for prompts), and to 2.5 times "
+        "it where many prompt tokens wait; "
         "0: never cut prompts for it (the default of LLM)",
     )
     max_queued_requests: int = option(
