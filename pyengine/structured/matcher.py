@@ -90,7 +90,8 @@ class GrammarFactory:
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(_num_threads(MAX_MAKING_THREADS), thread_name_prefix="grammar")
-        self._supply = MatcherSupply(self._make, self._threads)
+        spare_threads = ThreadPoolExecutor(1, thread_name_prefix="grammars-ahead")
+        self._supply = MatcherSupply(self._make, self._threads, spare_threads)
         self._marks: dict[tuple[str, str], MarkTokens] = {}
         self._vocabulary_lock = Lock()
 

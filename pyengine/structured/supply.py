@@ -20,11 +20,14 @@ MAX_GRAMMARS = 16  # whose matchers wait; the one that was not asked for the lon
 
 
 class MatcherSupply:
-    """``make`` runs on ``threads``."""
+    """``make`` runs on ``threads`` for a sequence that waits, ahead on ``spare_threads``, so that nobody waits for what
+    nobody may want.
+    """
 
-    def __init__(self, make: Callable[[str], LLMatcher], threads: Executor):
+    def __init__(self, make: Callable[[str], LLMatcher], threads: Executor, spare_threads: Executor):
         self._make = make
         self._threads = threads
+        self._spare_threads = spare_threads
         self._ahead: OrderedDict[str, deque[Future[LLMatcher]]] = OrderedDict()
 
     def take(self, grammar: str) -> Future[LLMatcher]:
@@ -32,14 +35,11 @@ class MatcherSupply:
         ahead = self._ahead.pop(grammar, None)
         comes_again = ahead is not None
         self._ahead[grammar] = ahead = ahead or deque()
-        matcher = ahead.popleft() if ahead else self._start(grammar)
+        matcher = ahead.popleft() if ahead and ahead[0].done() else self._threads.submit(self._make, grammar)
         while comes_again and len(ahead) < AHEAD:
-            ahead.append(self._start(grammar))
+            ahead.append(self._spare_threads.submit(self._make, grammar))
         if len(self._ahead) > MAX_GRAMMARS:
             _, forgotten = self._ahead.popitem(last=False)
             for future in forgotten:
                 future.cancel()
         return matcher
-
-    def _start(self, grammar: str) -> Future[LLMatcher]:
-        return self._threads.submit(self._make, grammar)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import wait
+from threading import Event
 
 import numpy as np
 import pytest
@@ -81,6 +82,19 @@ def test_who_comes_again_does_not_wait(factory):
     assert waiting(factory, DIGITS) == supply.AHEAD
     assert len({id(grammar.bare_matcher) for grammar in crowd}) == 20
     assert factory.made == [DIGITS] * (26 + supply.AHEAD)
+
+
+def test_nobody_waits_for_one_that_is_made_ahead(factory):
+    held = Event()
+    for _ in range(2):
+        mask(factory.make(DIGITS))
+    waiting(factory, DIGITS)
+    blocked = factory._supply._spare_threads.submit(held.wait)
+    for _ in range(supply.AHEAD + 3):  # more than there are, while no more are made
+        mask(factory.make(DIGITS))
+    held.set()
+    blocked.result()
+    assert waiting(factory, DIGITS) == supply.AHEAD
 
 
 def test_the_longest_unused_goes_first(factory, monkeypatch):
