@@ -18,7 +18,7 @@ struct Mix {
   const char* name;
   float temperature, top_p, min_p;
   int32_t top_k;
-  float spread;  // of the logits: 3 is a usual model, 1 a nearly flat distribution
+  float spread;  // of the logits: 1 is nearly flat, at 3 a nucleus of 0.95 holds thousands of tokens, at 10 a few
 };
 constexpr Mix kMixes[] = {{"greedy", 0, 1, 0, 0, 3},
                           {"no filter", 0.8f, 1, 0, 0, 3},
@@ -26,6 +26,7 @@ constexpr Mix kMixes[] = {{"greedy", 0, 1, 0, 0, 3},
                           {"top-k 50 top-p 0.95 min-p 0.05", 0.8f, 0.95f, 0.05f, 50, 3},
                           {"min-p 0.05", 0.8f, 1, 0.05f, 0, 3},
                           {"top-p 0.95", 0.8f, 0.95f, 0, 0, 3},
+                          {"top-p 0.95 peaked", 0.8f, 0.95f, 0, 0, 10},
                           {"top-p 0.95 flat", 1, 0.95f, 0, 0, 1},
                           {"top-k 5000 flat", 1, 1, 0, 5000, 1}};
 
