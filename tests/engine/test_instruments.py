@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from engine_helpers import generate
 
 from bench import stand_in
@@ -14,6 +16,14 @@ from bench.sampling import __main__ as sampling
 from bench.serving import records
 from pyengine.sampling_params import SamplingParams
 from pyengine.text.tokenizer import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def free_memory(backend):
+    """Each instrument takes what memory a GPU has: that of engines that are gone must be free again."""
+    gc.collect()
+    if backend == "cuda":
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture
