@@ -34,7 +34,7 @@ constexpr Layer kLayers[] = {{"llama qkv", 6144, 4096, kB, kB, false},      {"ll
                              {"qwen qkv", 4096, 1024, kB, kB, false},       {"qwen o", 1024, 2048, kB, kB, false},
                              {"qwen gate_up", 6144, 1024, kB, kB, false},   {"qwen down", 1024, 3072, kB, kB, false},
                              {"qwen head", 151936, 1024, kB, kF, false},    {"qkv bias", 6144, 4096, kB, kB, true}};
-constexpr int64_t kRows[] = {1, 8, 16, 32, 64, 128, 144, 160, 176, 192, 208, 224, 240, 256};
+constexpr int64_t kRows[] = {1, 8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256};
 
 int times_in_step(const Layer& layer) {
   if (std::string(layer.name) == "llama head") return 1;

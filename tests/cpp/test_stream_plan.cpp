@@ -96,7 +96,7 @@ void test_the_rule_takes_the_faster_one() {
     expect(chosen_us <= kForgiven * std::min(of.library_us, of.stream_us), "the slower one is chosen", shape, {});
   }
   for (const bool f32_out : {false, true}) {
-    expect(worthwhile({1, 8, 1 << 20, false}, f32_out), "few rows stream everywhere", {}, {});
+    for (const int64_t m : {1, 127}) expect(worthwhile({m, 8, 1 << 20, false}, f32_out), "few rows stream", {}, {});
     expect(!worthwhile({257, 28672, 4096, true}, f32_out), "more pairs than the kernel has rows", {}, {});
     expect(!worthwhile({257, 28672, 4096, false}, f32_out), "more rows than the kernel has", {}, {});
   }

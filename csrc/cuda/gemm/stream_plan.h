@@ -128,16 +128,16 @@ constexpr Plan fastest_plan(const Shape& s, int places) {
   return best;
 }
 
-// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere to 64 rows, and to 128 where k
-// is not long (llama's down took 47.9 us there, against 44.4). Beyond, cuBLASLt's tiles of 256 rows are the worse
-// filled the fewer rows there are: to 224 it loses the wide layers, which give every SM a tile, and the short ones,
+// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere below 128 rows, and at 128 where
+// k is not long (llama's down took 47.9 us there, against 44.4). cuBLASLt's tiles of 128 and of 256 rows take the longer
+// the fewer of them there are: to 224 it loses the wide layers, which give every SM a tile, and the short ones,
 // whose time is mostly the launch; to 256 the widest alone. Heads it keeps (suspected: while their fp32 results are
 // stored, the ring waits). Pairs spare the launch of silu_mul besides, more than streaming loses on any gate_up of k up
 // to 4096 at 256 rows (0.9 us of smol's, 1.1 of qwen's at 240): there one kernel is 1.16 to 1.25 times as fast as two.
 constexpr bool worthwhile(const Shape& s, bool f32_out) {
   constexpr int64_t kLongK = 4096, kShortK = 1024, kWide = 4096, kWidest = 16384;
-  if (s.m <= 64) return true;
-  if (s.m <= 128) return s.k <= kLongK;
+  if (s.m < 128) return true;
+  if (s.m == 128) return s.k <= kLongK;
   if (s.m > kMaxRows || f32_out) return false;
   if (s.pairs && s.k <= kLongK) return true;
   return s.n >= kWidest || (s.m <= 224 && (s.n >= kWide || s.k <= kShortK));
