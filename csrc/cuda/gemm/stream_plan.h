@@ -128,9 +128,9 @@ constexpr Plan fastest_plan(const Shape& s, int places) {
   return best;
 }
 
-// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere below 128 rows, and at 128 where
-// k is not long (llama's down took 47.9 us there, against 44.4). cuBLASLt's tiles of 128 and of 256 rows take the longer
-// the fewer of them there are: to 224 it loses the wide layers, which give every SM a tile, and the short ones,
+// Where it wins over cuBLASLt, as measured on an H100 (docs/performance.md): everywhere below 128 rows, and at 128
+// where k is not long (llama's down took 47.9 us there, against 44.4). cuBLASLt's tiles of 128 and of 256 rows take the
+// longer the fewer of them there are: to 224 it loses the wide layers, which give every SM a tile, and the short ones,
 // whose time is mostly the launch; to 256 the widest alone. Heads it keeps (suspected: while their fp32 results are
 // stored, the ring waits). Pairs spare the launch of silu_mul besides, more than streaming loses on any gate_up of k up
 // to 4096 at 256 rows (0.9 us of smol's, 1.1 of qwen's at 240): there one kernel is 1.16 to 1.25 times as fast as two.
