@@ -8,7 +8,8 @@ way: what is replayed are the very ops that ran when it was captured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +19,9 @@ from pyengine import ops
 from pyengine.runner.device_state import InputBatch, PassSize
 
 Forward = Callable[[InputBatch], Tensor]
+
+# What more rows must spare, of the seconds of all products: below that it is scatter.
+LEAST_GAIN, LEAST_GAIN_S = 0.03, 1e-4
 
 
 class Captured(Protocol):
@@ -37,6 +41,9 @@ class EagerPass:
 
     def run(self, batch: InputBatch, forward: Forward) -> Tensor:
         return forward(batch)
+
+    def prefer(self, product_times: Sequence[tuple[int, float]]) -> None:
+        """Pad by what was measured: (rows, seconds of all layers' products). Before ``capture_ahead``."""
 
     def capture_ahead(self, make_batch: Callable[[PassSize], InputBatch], forward: Forward) -> int:
         """Capture the sizes that should be ready before the first request; returns how many."""
@@ -72,6 +79,9 @@ class GraphPass(EagerPass):
     To 224 rows the dense layers stream their weights and take the longer the more rows there are. Beyond, cuBLASLt has
     most of them (csrc/cuda/gemm/stream_plan.h), whose products take as long at 240 rows as at 256. Issuing a pass op by
     op takes the host 3 to 5 ms, longer than a GPU takes for a small model or a few tokens; not for more than 512.
+
+    A product is not always the faster for having fewer rows, and where that is so depends on the GPU: sizes that were
+    measured to be slower than a larger one are left out.
     """
 
     STEP, COARSE_STEP, FINE_END = 16, 128, 224
@@ -82,6 +92,16 @@ class GraphPass(EagerPass):
         self._mixed = [num_tokens for num_tokens in self.MIXED if num_tokens <= max_num_tokens]
         self._capture = capture
         self._graphs: dict[PassSize, tuple[Captured, Tensor]] = {}
+        self._measured: list[int] = []  # numbers of rows, ascending
+        self._faster: dict[int, int] = {}  # for some of them, the larger one to take instead
+
+    def prefer(self, product_times: Sequence[tuple[int, float]]) -> None:
+        seconds = dict(product_times)
+        self._measured = sorted(seconds)
+        for size, own_s in seconds.items():
+            best = min((larger for larger in self._measured if larger >= size), key=seconds.__getitem__)
+            if own_s - seconds[best] > max(LEAST_GAIN_S, LEAST_GAIN * own_s):
+                self._faster[size] = best
 
     def padded_size(self, size: PassSize) -> PassSize:
         if size.decodes:
@@ -111,12 +131,18 @@ class GraphPass(EagerPass):
         else:
             step = self.STEP if num_seqs <= self.FINE_END else self.COARSE_STEP
             padded = -(-num_seqs // step) * step
-        padded = min(padded, self._max_num_seqs)
+        padded = min(self._fastest(padded), self._max_num_seqs)
         return PassSize(padded, padded, decodes=True)
 
     def _with_prompts(self, num_tokens: int) -> PassSize:
         """Room for as many sequences as such a step may have."""
+        num_tokens = min(self._fastest(num_tokens), self._mixed[-1])
         return PassSize(min(num_tokens, self._max_num_seqs), num_tokens, decodes=False)
+
+    def _fastest(self, num_rows: int) -> int:
+        """``num_rows`` or more."""
+        at = bisect_left(self._measured, num_rows)
+        return self._faster.get(self._measured[at], num_rows) if at < len(self._measured) else num_rows
 
     def _is_large(self, size: PassSize) -> bool:
         return not size.decodes and size.num_tokens > (self._mixed[-1] if self._mixed else 0)

@@ -110,6 +110,7 @@ class ModelRunner:
         """
         if self._logits.is_cuda:
             self.product_times = self._time_products()
+            self._graphs.prefer(self.product_times)
         return self._graphs.capture_ahead(self._idle_batch, self._forward)
 
     @torch.inference_mode()
