@@ -14,6 +14,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from pyengine.errors import RequestError
+from pyengine.structured.depth import TooDeep, check_rules_depth, check_schema_depth
 from pyengine.structured.schema_width import TooWide, check_width
 
 MAX_SOURCE_CHARS = 1 << 18
@@ -69,6 +70,9 @@ def _dump(value: Any, param: str) -> str:
 @lru_cache(maxsize=256)
 def _compile(kind: str, source: str) -> tuple[str, str]:
     """(grammar, "") or ("", what is wrong). Cached by content: agents send the same schema with every request."""
+    problem = _depth_problem(kind, source)
+    if problem:
+        return "", problem
     try:
         if kind in ("json", "json_object"):
             schema = source or '{"type": "object"}'
@@ -87,6 +91,22 @@ def _compile(kind: str, source: str) -> tuple[str, str]:
     if kind == "json" and not problem:
         problem = _width_problem(source)
     return ("", problem) if problem else (grammar, "")
+
+
+def _depth_problem(kind: str, source: str) -> str:
+    """Why llguidance must not even look at it; "" where it may."""
+    try:
+        if kind == "json":
+            check_schema_depth(json.loads(source))
+        elif kind == "grammar":
+            check_rules_depth(source)
+    except TooDeep as error:
+        return str(error)
+    except RecursionError:
+        return "it is nested too deeply"
+    except ValueError as error:
+        return f"it is not JSON: {error}"
+    return ""
 
 
 def _problem(kind: str, grammar: str) -> str:

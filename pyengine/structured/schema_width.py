@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from pyengine.structured.depth import target
+
 MAX_VISITS = 100_000
 Schema = dict[str, Any]
 Conjunction = tuple[Schema, ...]  # schemas that hold together; compared by identity
@@ -103,7 +105,7 @@ class _Walk:
         inside = inside | {id(schema)}
         factors: list[list[Conjunction]] = [[(schema,) if _SHAPES.intersection(schema) else ()]]
         if isinstance(schema.get("$ref"), str):
-            factors.append(self._options(_target(self._root, schema["$ref"]), inside))
+            factors.append(self._options(target(self._root, schema["$ref"]), inside))
         for key in _UNIONS:
             if isinstance(schema.get(key), list):
                 factors.append([one for each in schema[key] for one in self._options(each, inside)])
@@ -121,18 +123,6 @@ class _Walk:
 
 def _key(whole: Conjunction) -> tuple[int, ...]:
     return tuple(id(schema) for schema in whole)
-
-
-def _target(root: Schema, reference: str) -> object:
-    """What ``#/a/b`` points to; None for anything else."""
-    found: Any = root
-    for part in reference.removeprefix("#").split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-            found = found[int(part)]
-        else:
-            found = found.get(part) if isinstance(found, dict) else None
-    return found
 
 
 def _members(whole: Conjunction, key: str) -> Iterator[tuple[str, object]]:
