@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -79,15 +80,16 @@ def _run(arguments: argparse.Namespace, config: EngineConfig) -> int:
 
 
 def _todo(path: Path, output: OutputFile) -> Iterator[int]:
-    """Numbers of the lines that have no answer yet."""
+    """Numbers of the lines that have no answer yet. An answer with a custom_id is the first line's that has it."""
+    seen: set[str] = set()
     for number, text in read_lines(path):
-        if number in output.done:
-            continue
-        try:
+        with contextlib.suppress(BadLine):
             custom_id = parse_line(text).custom_id
-        except BadLine as error:
-            custom_id = error.custom_id
-        if custom_id is None or custom_id not in output.done:
+            is_first = custom_id not in seen
+            seen.add(custom_id)
+            if is_first and custom_id in output.done:
+                continue
+        if number not in output.done:
             yield number
 
 
@@ -125,7 +127,7 @@ def _answer(
     llm = LLM.of(config)
     model = arguments.served_model_name or config.model
     text = TextProcessor(llm.text.text, llm.text.limits, [model])
-    pipeline = Pipeline(llm.engine, text, model, arguments.unknown_fields == "warn")
+    pipeline = Pipeline(llm.engine, text, model, arguments.unknown_fields == "warn", output.done)
     lines = ((number, line) for number, line in read_lines(arguments.input) if number in todo)
     with tqdm(total=len(todo), desc="lines", dynamic_ncols=True) as bar:
         try:

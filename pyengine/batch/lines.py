@@ -16,7 +16,7 @@ import msgspec
 
 from pyengine.errors import ConfigError
 
-Identity = str | int  # a custom_id, or the number of a line that has none
+Identity = str | int  # a custom_id, or the number of a line that is no request
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,9 +124,9 @@ def _decoded(text: bytes) -> dict[str, Any] | None:
 
 
 def _identity(answer: dict[str, Any]) -> Identity:
-    if answer["custom_id"] is not None:
-        return answer["custom_id"]
-    return (answer["error"] or {}).get("line", 0)
+    """Of a line that is no request its number, whatever custom_id it has: another line may have it by right."""
+    line = (answer["error"] or {}).get("line")
+    return answer["custom_id"] if line is None and answer["custom_id"] is not None else line or 0
 
 
 def succeeded(answer: dict[str, Any]) -> bool:

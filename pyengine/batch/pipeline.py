@@ -6,7 +6,7 @@ Whatever is wrong with a line becomes its answer; nothing that a line says ends 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,18 @@ class _Job:
 
 
 class Pipeline:
-    """Answers lines with an engine of its own. ``num_output_tokens``: of all answers so far."""
+    """Answers lines with an engine of its own. ``num_output_tokens``: of all answers so far; ``done``: what earlier runs
+    have answered.
+    """
 
-    def __init__(self, engine: Engine, text: TextProcessor, model: str, takes_unknown: bool = False):
+    def __init__(
+        self,
+        engine: Engine,
+        text: TextProcessor,
+        model: str,
+        takes_unknown: bool = False,
+        done: Iterable[Identity] = (),
+    ):
         self._engine = engine
         self._text = text
         self._endpoints = endpoints(text, model)
@@ -51,7 +60,7 @@ class Pipeline:
         self._window = WINDOW_STEPS * engine.facts.plan.max_num_seqs
         self._jobs: dict[str, _Job] = {}  # by request id
         self._num_live = 0
-        self._seen: set[Identity] = set()
+        self._seen = set(done)
         self.num_output_tokens = 0
 
     def run(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[Answer]:

@@ -7,6 +7,7 @@ A sequence is admitted when its matcher is there. After that a step costs it one
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -44,7 +45,8 @@ class SequenceGrammar:
     def error(self) -> str:
         """Why the sequence cannot go on; empty while all is well."""
         failure = self._matcher.exception()
-        return str(failure) if failure else self._matcher.result().get_error()
+        text = str(failure) if failure else self._matcher.result().get_error()
+        return " ".join(text.partition("<state>")[0].split())[:500]  # behind it stand the library's internals
 
     @property
     def bare_matcher(self) -> LLMatcher | None:
@@ -168,4 +170,19 @@ class _Vocabulary:
         return self._encode_short(text) if len(text) <= MAX_REMEMBERED_CHARS else self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        """Without special tokens, which no grammar allows: cut behind its first character, the name of one is text like
+        any other.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._tokenizer.special_ids.isdisjoint(ids):
+            return ids
+        ids, at = [], 0
+        while (name := self._special_names.search(text, at)) is not None:
+            ids += self._tokenizer.encode(text[at : name.start() + 1], add_special_tokens=False)
+            at = name.start() + 1
+        return ids + self._tokenizer.encode(text[at:], add_special_tokens=False)
+
+    @cached_property
+    def _special_names(self) -> re.Pattern[str]:
+        names = {self._tokenizer.id_to_bytes(token_id).decode("utf-8", "replace") for token_id in self.special_token_ids}
+        return re.compile("|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)))

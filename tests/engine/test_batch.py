@@ -168,6 +168,27 @@ def test_the_program_resumes_and_repairs(tmp_path, capsys):
     assert main([str(source), str(target), *FLAGS]) == 1 and target.read_bytes() == before  # nothing is left to do
 
 
+def test_a_custom_id_that_comes_twice_is_answered_once_whatever_was_written_before(tmp_path, capsys):
+    twins = [line("a", "/v1/completions", **GREEDY, prompt=prompt, max_tokens=2) for prompt in ("One", "Two")]
+    other = line("b", "/v1/completions", **GREEDY, prompt="Three", max_tokens=2)
+    source, whole = write(tmp_path / "in.jsonl", [twins[0], other, "{", twins[1]]), tmp_path / "whole.jsonl"
+    flags = ["--model", MODEL, *FLAGS]
+    assert main([str(source), str(whole), *flags]) == 1
+    texts = whole.read_text().splitlines()
+
+    def key(text: str) -> tuple:
+        answer = json.loads(text)
+        return answer["custom_id"], (answer["error"] or {}).get("line")
+
+    assert sorted(map(key, texts), key=str) == sorted([("a", None), ("b", None), (None, 3), ("a", 4)], key=str)
+    for kept in ([("a", 4)], [("a", None)], [("a", 4), (None, 3)], []):
+        again = tmp_path / "again.jsonl"
+        again.write_text("".join(text + "\n" for text in texts if key(text) in kept))
+        assert main([str(source), str(again), *flags]) == 1
+        assert sorted(map(key, again.read_text().splitlines()), key=str) == sorted(map(key, texts), key=str)
+        assert "4 of 4 lines answered" in capsys.readouterr().err
+
+
 def test_what_is_no_output_is_never_touched(tmp_path, capsys):
     source, target = write(tmp_path / "in.jsonl", [CHAT]), tmp_path / "notes.txt"
     target.write_text("my notes\nsecond line\n")

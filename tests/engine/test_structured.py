@@ -52,6 +52,14 @@ def test_other_kinds(llm, spec, pattern):
     assert re.fullmatch(pattern, output.text) and output.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("text", ["<|im_end|>x", "<|im_start|>", "a<|im_end|>b<|im_end|>", "<|endoftext|>"])
+def test_the_name_of_a_special_token_is_text_like_any_other(llm, text):
+    for spec in ({"choice": [text]}, {"regex": re.escape(text)}, {"grammar": f"start: {json.dumps(text)}"}):
+        output = _run(llm, spec)
+        assert (output.text, output.finish_reason) == (text, "stop")
+    assert json.loads(_run(llm, {"json": {"const": text}}).text) == text
+
+
 def test_any_object(llm):
     output = _run(llm, {"json_object": True})
     assert output.text.lstrip().startswith("{")
