@@ -97,18 +97,24 @@ class LLM:
         use_tqdm: bool = True,
         tools: list[dict[str, Any]] | None = None,
         thinking_token_budget: int | None = None,
-        **template_kwargs: Any,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        **template_kwargs: bool | int | float | str | None,
     ) -> list[RequestOutput]:
         """Answer one conversation (a list of messages) or several (a list of such lists).
 
         ``tools``, in OpenAI's form, are offered to the model by the chat template; the answer's text has the calls as
         the model wrote them. Behind ``thinking_token_budget`` tokens of thinking its end is forced, for models whose
-        template marks it (else a RequestError). Other keyword arguments become variables of the template.
+        template marks it (else a RequestError). The template opens an assistant's message, unless
+        ``add_generation_prompt`` is False or ``continue_final_message`` lets the last message go on. Other keyword
+        arguments become variables of the template. Raises RequestError as HTTP answers 400.
         """
         many = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         params = self._params_for(sampling_params, len(many))
         prepared = [
-            self._text.prepare_messages(each, p, tools, thinking_token_budget, **template_kwargs)
+            self._text.prepare_messages(
+                each, p, tools, thinking_token_budget, add_generation_prompt, continue_final_message, **template_kwargs
+            )
             for each, p in zip(many, params, strict=True)
         ]
         return self._run(prepared, use_tqdm)

@@ -33,8 +33,7 @@ def make_blueprint(state: ServerState, service: Callable[[], Service | None]) ->
     @routes.get("/metrics")
     def metrics() -> Response:
         current = service()
-        return Response(
-            current.metrics.render() if current else b"", mimetype="text/plain; version=0.0.4; charset=utf-8"
-        )
+        text = current.metrics.render() if current else b""
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes

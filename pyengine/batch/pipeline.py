@@ -41,8 +41,10 @@ class _Job:
 
 
 class Pipeline:
-    """Answers lines with an engine of its own. ``num_output_tokens``: of all answers so far; ``done``: what earlier runs
-    have answered.
+    """Answers lines with an engine of its own. ``num_output_tokens``: of all answers so far.
+
+    Args:
+        done: what earlier runs have answered.
     """
 
     def __init__(

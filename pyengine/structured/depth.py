@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# Stacks have 8 MiB. Objects that hold the next one in a property, by references, took 7.6 KB of it each (1,100 ended the
-# process, 800 did not), which are four containers; a rule took 2.8 (3,000 and 2,500).
+# Stacks have 8 MiB. Objects that hold the next one in a property, by references, took 7.6 KB of it each (1,100 ended
+# the process, 800 did not), which are four containers; a rule took 2.8 (3,000 and 2,500).
 MAX_CONTAINERS = 1600
 MAX_RULES = 1500
 

@@ -184,5 +184,5 @@ class _Vocabulary:
 
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
-        names = {self._tokenizer.id_to_bytes(token_id).decode("utf-8", "replace") for token_id in self.special_token_ids}
+        names = {self.tokens[i].decode("utf-8", "replace") for i in self.special_token_ids if i < len(self.tokens)}
         return re.compile("|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)))

@@ -153,8 +153,8 @@ class TextProcessor:
         return self._prepared(request, [self._prompt(ids, params, text, "messages")], form)
 
     def _render_chat(self, request: ChatRequest | TokenizeRequest, offer: Offer) -> str:
-        opens = validation.generation_prompt(request)
         continues = request.continue_final_message
+        opens = validation.generation_prompt(request.add_generation_prompt, continues)
         variables = request.chat_template_kwargs or {}
         if isinstance(request, ChatRequest) and self.text.chat_template is not None:
             source, thinks = self.text.chat_template.source, self.reasoning is not None
@@ -285,7 +285,8 @@ class TextProcessor:
         prepared, num_tokens = [], 0
         for prompt in prompts:
             ids, text = self._ids_of(prompt, special, param)
-            prepared.append(self._prompt(self._truncated(request, ids, params), params, text, param))
+            kept = self._truncated(request, ids, params)
+            prepared.append(self._prompt(kept, params, text if kept == ids else None, param))
             num_tokens += len(prepared[-1].token_ids)
             if num_tokens > self.limits.max_prompt_tokens:
                 limit = self.limits.max_prompt_tokens
@@ -314,12 +315,17 @@ class TextProcessor:
         params: SamplingParams,
         tools: list[dict[str, Any]] | None = None,
         thinking_token_budget: int | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         /,
         **variables: Any,
     ) -> PreparedPrompt:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
         params = self.check_params(params)
-        text = self.render(messages, variables, tools=tools)
+        validation.check_template_variables(variables)
+        offered = list(self._tools(tools, None).tools) or None
+        opens = validation.generation_prompt(add_generation_prompt, continue_final_message)
+        text = self.render(messages, variables, opens, continue_final_message, offered)
         params = self._behind_thinking(params, text, self._budget(thinking_token_budget))
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 

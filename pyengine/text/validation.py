@@ -8,8 +8,9 @@ is complete: prompts as ids, sampling parameters with the checkpoint's defaults,
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, TypeVar
 
 import msgspec
@@ -281,13 +282,21 @@ def check_dimensions(dimensions: int | None, limits: Limits) -> None:
         )
 
 
-def generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
+def generation_prompt(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
     """Whether the template opens a new assistant message: yes, unless the last one is to be continued."""
-    if request.continue_final_message and request.add_generation_prompt:
+    if continue_final_message and add_generation_prompt:
         raise RequestError(
             "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
         )
-    return not request.continue_final_message and request.add_generation_prompt is not False
+    return not continue_final_message and add_generation_prompt is not False
+
+
+def check_template_variables(variables: Mapping[str, Any]) -> None:
+    """Scalars alone, as HTTP's ``chat_template_kwargs`` are."""
+    for name, value in variables.items():
+        if not isinstance(value, (bool, int, float, str, NoneType)):
+            text = f"{name} must be a boolean, number, string or None, got {type(value).__name__}"
+            raise RequestError(f"{text}: the chat template gets it", param=name)
 
 
 def check_prompt_alone(request: TokenizeRequest) -> None:

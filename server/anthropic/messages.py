@@ -13,6 +13,7 @@ from server.anthropic.shapes import PING, MessageShapes, error_body, event
 from server.http import SOCKET_KEY, ClientWatch
 from server.openai.errors import body_of, log_bug
 from server.openai.generate import event_stream, read_body, wait_for
+from server.openai.sse import KeepAlive
 from server.request_id import ENVIRON_KEY
 from server.service import Service
 
@@ -55,9 +56,10 @@ def _stream(
     try:
         watch.start()
         yield event(shapes.opening())
+        keep_alive = KeepAlive(keep_alive_s, PING)
         while not answer.finished:
             events = [each for _, delta in answer.next(keep_alive_s) for each in shapes.events(delta)]
-            yield b"".join(map(event, events)) or PING
+            yield keep_alive(b"".join(map(event, events)))
     except ConnectionError:
         return  # nobody is left to tell
     except Exception as error:

@@ -20,7 +20,7 @@ from server.answer import Answer
 from server.http import SOCKET_KEY, ClientWatch
 from server.openai.errors import body_of, log_bug
 from server.openai.responses import ChatShapes, CompletionShapes
-from server.openai.sse import DONE, KEEP_ALIVE, TextEvents, event
+from server.openai.sse import DONE, KeepAlive, TextEvents, event
 from server.request_id import ENVIRON_KEY
 from server.service import Service
 
@@ -86,8 +86,9 @@ def _stream(
             opening = shapes.opening(choice)
             if opening is not None:
                 yield event(_with_usage(opening, answer, shapes))
+        keep_alive = KeepAlive(keep_alive_s)
         while not answer.finished:
-            yield b"".join(_events(answer, shapes, texts, keep_alive_s)) or KEEP_ALIVE
+            yield keep_alive(b"".join(_events(answer, shapes, texts, keep_alive_s)))
         if answer.prepared.include_usage:
             yield event(shapes.usage_chunk(_usage(answer, shapes)))
         yield DONE

@@ -13,7 +13,7 @@ from server.http import SOCKET_KEY, ClientWatch
 from server.openai.errors import body_of, log_bug
 from server.openai.generate import event_stream, read_body, wait_for
 from server.openai.response_shapes import ResponseShapes, event
-from server.openai.sse import KEEP_ALIVE
+from server.openai.sse import KeepAlive
 from server.request_id import ENVIRON_KEY
 from server.service import Service
 
@@ -52,9 +52,10 @@ def _stream(
     try:
         watch.start()
         yield b"".join(map(event, shapes.opening()))
+        keep_alive = KeepAlive(keep_alive_s)
         while not answer.finished:
             events = [each for _, delta in answer.next(keep_alive_s) for each in shapes.events(delta)]
-            yield b"".join(map(event, events)) or KEEP_ALIVE
+            yield keep_alive(b"".join(map(event, events)))
     except ConnectionError:
         return  # nobody is left to tell
     except Exception as error:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -13,6 +14,23 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 _encode = msgspec.json.Encoder().encode
+
+
+class KeepAlive:
+    """What a stream sends: its events, or ``comment`` where it has sent nothing for ``interval_s`` (None: never)."""
+
+    def __init__(self, interval_s: float | None, comment: bytes = KEEP_ALIVE):
+        self._interval_s = interval_s
+        self._comment = comment
+        self._sent_s = time.monotonic()
+
+    def __call__(self, data: bytes) -> bytes:
+        now_s = time.monotonic()  # a wait of the interval may have ended a moment early
+        if not data and (self._interval_s is None or now_s - self._sent_s < 0.9 * self._interval_s):
+            return b""
+        self._sent_s = now_s
+        return data or self._comment
+
 
 
 def event(payload: dict) -> bytes:

@@ -469,3 +469,31 @@ def test_damaged_bodies(cut, flip, byte):
     body[flip % len(body)] = byte
     never_anything_else(PROCESSOR.chat, bytes(body))
     never_anything_else(PROCESSOR.chat, bytes(body[:cut]))
+
+
+def test_offline_conversations_are_checked_as_over_http():
+    messages, params = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}], SamplingParams()
+
+    def ids(*args: object, **variables: object) -> list[int]:
+        return PROCESSOR.prepare_messages(messages, params, *args, **variables).token_ids
+
+    def over_http(**fields: object) -> list[int]:
+        return chat(messages=messages, **fields).prompts[0].token_ids
+
+    assert ids(None, None, None, True) == over_http(continue_final_message=True)
+    assert ids(None, None, False) == over_http(add_generation_prompt=False)
+    assert ids(None, None, True) == over_http() == ids()
+    with pytest.raises(RequestError, match="cannot both be true"):
+        ids(None, None, True, True)
+    for tools in ([{"type": "nonsense"}], 5):
+        with pytest.raises(RequestError, match="tools"):
+            ids(tools)
+    with pytest.raises(RequestError, match="documents must be a boolean, number, string or None, got list"):
+        ids(documents=[{"a": 1}])
+
+
+def test_a_truncated_prompt_is_echoed_as_it_was_kept():
+    whole, cut = completion(prompt="one two three"), completion(prompt="one two three", truncate_prompt_tokens=2)
+    assert PROCESSOR.prompt_text(whole.prompts[0]) == "one two three"
+    kept = cut.prompts[0]
+    assert len(kept.token_ids) == 2 and PROCESSOR.prompt_text(kept) == PROCESSOR.tokenizer.decode(kept.token_ids)
