@@ -27,6 +27,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -38,7 +39,6 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    output_config: dict[str, Any] | None = None
 
 
 # Chat's names to those of this endpoint.
@@ -50,9 +50,10 @@ NAMES = {
 }
 # Anthropic's own service is meant by these.
 IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
-COUNT_IGNORED = frozenset(("cache_control",))
+COUNT_IGNORED = frozenset(("cache_control", "user_profile_id", "workspace_id"))
 # Field to the values that ask for nothing.
-REFUSED: dict[str, tuple[Any, ...]] = {"container": (), "diagnostics": (), "speed": ("standard",)}
+COUNT_REFUSED: dict[str, tuple[Any, ...]] = {"speed": ("standard",)}
+REFUSED: dict[str, tuple[Any, ...]] = {"container": (), "diagnostics": (), **COUNT_REFUSED}
 
 
 def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
@@ -63,14 +64,13 @@ def parse_messages(body: bytes, limits: Limits) -> ChatRequest:
     for name in ("stream", "temperature", "top_p", "top_k", "max_tokens"):
         setattr(chat, name, getattr(request, name))
     chat.stop = request.stop_sequences
-    chat.response_format = _format(request.output_config or {})
-    chat.reasoning_effort = check_effort((request.output_config or {}).get("effort"), "output_config.effort")
     return chat
 
 
 def parse_count(body: bytes, limits: Limits) -> ChatRequest:
     """A /v1/messages/count_tokens body. Raises RequestError."""
-    given = select(parse_object(body, limits.max_body_bytes), CountRequest, {}, COUNT_IGNORED)
+    body_given = parse_object(body, limits.max_body_bytes)
+    given = select(body_given, CountRequest, COUNT_REFUSED, COUNT_IGNORED, "is not supported")
     return _chat(shape(given, CountRequest))
 
 
@@ -90,6 +90,8 @@ def _chat(request: CountRequest) -> ChatRequest:
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
         chat_template_kwargs=_thinking(request.thinking),
         thinking_token_budget=_budget(request.thinking or {}),
+        response_format=_format(request.output_config or {}),
+        reasoning_effort=check_effort((request.output_config or {}).get("effort"), "output_config.effort"),
     )
 
 

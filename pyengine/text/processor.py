@@ -137,7 +137,8 @@ class TextProcessor:
         """How many tokens the prompt of a /v1/messages body has."""
         request = parse_count(body, self.limits)
         validation.check_model(request.model, self.served_names)
-        text = self._render_chat(request, self._tools(request.tools, request.tool_choice))
+        with renamed(anthropic.NAMES):
+            text = self._render_chat(request, self._tools(request.tools, request.tool_choice))
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:

@@ -33,6 +33,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     reasoning: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 # Chat's names to those of this endpoint.
@@ -42,7 +43,9 @@ NAMES = {
     "messages": "input",
     "reasoning_effort": "reasoning.effort",
 }
-IGNORED = frozenset("metadata user service_tier safety_identifier prompt_cache_key prompt_cache_retention".split())
+IGNORED = frozenset(
+    "user service_tier safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention".split()
+)
 # Field to the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "store": (False,),
@@ -52,9 +55,14 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "include": ([],),
     "max_tool_calls": (),
-    "stream_options": ({},),
+    "stream_options": ({}, {"include_obfuscation": False}),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
+    "access_programs": (),
+    "background_options": (),
+    "context_management": (),
+    "image": (),
+    "moderation": (),
 }
 
 

@@ -139,7 +139,7 @@ class ResponseShapes:
             "tools": asked.tools or [],
             "truncation": "disabled",
             "usage": None if status == "in_progress" else self._usage(),
-            "metadata": {},
+            "metadata": asked.metadata or {},
         }
 
     def _usage(self) -> dict:

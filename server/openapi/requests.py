@@ -40,7 +40,7 @@ TABLES: dict[type[msgspec.Struct], Table] = {
     **{struct: Table(refused, fields.IGNORED) for struct, refused in fields.NOT_YET.items()},
     ResponsesRequest: Table(responses.REFUSED, responses.IGNORED),
     MessagesRequest: Table(anthropic.REFUSED, anthropic.IGNORED),
-    CountRequest: Table({}, anthropic.COUNT_IGNORED),
+    CountRequest: Table(anthropic.COUNT_REFUSED, anthropic.COUNT_IGNORED),
 }
 
 # Fields that other endpoints take under a name of their own.

@@ -53,7 +53,10 @@ def taken(struct: type) -> set[str]:
         ("Fields of /v1/messages", taken(MessagesRequest)),
         ("Refused by /v1/messages", set(anthropic.REFUSED)),
         ("Accepted without effect by /v1/messages", set(anthropic.IGNORED)),
-        ("Fields of /v1/messages/count_tokens", taken(CountRequest) | anthropic.COUNT_IGNORED),
+        (
+            "Fields of /v1/messages/count_tokens",
+            taken(CountRequest) | anthropic.COUNT_IGNORED | set(anthropic.COUNT_REFUSED),
+        ),
         ("Fields of /v1/responses", taken(ResponsesRequest)),
         ("Refused by /v1/responses", set(responses.REFUSED)),
         ("Accepted without effect by /v1/responses", set(responses.IGNORED)),

@@ -146,20 +146,26 @@ COUNT = {
             5,
         ],
     ),
-    "cache_control": ([{"type": "ephemeral"}], []),
+    "output_config": (
+        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"effort": "medium"}],
+        [{"effort": "low"}, {"effort": 5}, {"format": {}}],
+    ),
 }
 MESSAGES = {
-    **{name: pair for name, pair in COUNT.items() if name != "cache_control"},
+    **COUNT,
     "max_tokens": ([1, 10**6], [0, None]),
     "stop_sequences": ([["x"]], [[""], ["x"] * 17]),
     "stream": ([True], [1]),
     "temperature": COMMON["temperature"],
     "top_p": COMMON["top_p"],
     "top_k": COMMON["top_k"],
-    "output_config": (
-        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"effort": "medium"}],
-        [{"effort": "low"}, {"effort": 5}, {"format": {}}],
-    ),
+}
+COUNT_ALONE = {
+    **COUNT,
+    "cache_control": ([{"type": "ephemeral"}], []),
+    "user_profile_id": (["a"], []),
+    "workspace_id": (["a"], []),
+    "speed": (["standard"], ["fast"]),
 }
 RESPONSES = {
     "model": COMMON["model"],
@@ -180,6 +186,7 @@ RESPONSES = {
         [{}, {"effort": "medium"}, {"effort": None, "summary": None}],
         [{"effort": "high"}, {"effort": "very"}, {"effort": []}, {"summary": "auto"}, {"wat": 1}, 5],
     ),
+    "metadata": ([{}, {"topic": "sea"}], [5, ["a"]]),
 }
 BASES = {
     "chat": {"messages": [USER]},
@@ -200,7 +207,7 @@ TABLES = [
     ("detokenize", "Fields of /detokenize", DETOKENIZE),
     ("embeddings", "Fields of /v1/embeddings", EMBEDDING),
     ("anthropic", "Fields of /v1/messages", MESSAGES),
-    ("anthropic_count", "Fields of /v1/messages/count_tokens", COUNT),
+    ("anthropic_count", "Fields of /v1/messages/count_tokens", COUNT_ALONE),
     ("responses", "Fields of /v1/responses", RESPONSES),
 ]
 SUPPORTED = [(endpoint, name, examples) for endpoint, heading, examples in TABLES for name in names(heading)]
