@@ -16,9 +16,11 @@ from pyengine.errors import RequestError
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 MAX_DEPTH = 64
+BEYOND = 1 << 1024  # any double
 
 _decoder = msgspec.json.Decoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONG_NUMBER = re.compile(rb"\d{309}")  # as 2^1024 has, which a text may hold as well
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
@@ -37,6 +39,8 @@ def parse_object(body: bytes, max_bytes: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, got {_json_name(value)}")
     _check_depth(value)
+    if _LONG_NUMBER.search(body):
+        _check_integers(value, "the request body")
     return value
 
 
@@ -68,6 +72,8 @@ def parse_text_object(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{where} must hold a JSON object, got {_json_name(value)}", param=where)
     _check_depth(value, where)
+    if _LONG_NUMBER.search(text.encode("utf-8", "replace")):
+        _check_integers(value, where, where)
     return value
 
 
@@ -108,6 +114,17 @@ def _with_integers(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 def _missing(message: str) -> str | None:
     match = re.search(r"missing required field `(.*)`", message)
     return match.group(1) if match else None
+
+
+def _check_integers(value: dict[str, Any], where: str, param: str | None = None) -> None:
+    """Integers beyond any double are refused wherever they stand, as the decoder refuses such fractions."""
+    todo: list[Any] = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, (dict, list)):
+            todo += item.values() if isinstance(item, dict) else item
+        elif isinstance(item, int) and abs(item) >= BEYOND:
+            raise RequestError(f"{where} is not valid JSON: a number is out of range", param=param)
 
 
 def _check_depth(value: dict[str, Any], param: str | None = None) -> None:
