@@ -32,7 +32,8 @@ def parse_object(body: bytes, max_bytes: int) -> dict[str, Any]:
     try:
         value = _decoder.decode(body)
     except (msgspec.DecodeError, ValueError) as error:
-        _check_utf8(body)
+        if "UTF-8" in str(error) or isinstance(error, UnicodeDecodeError):
+            _check_utf8(body)
         raise RequestError(f"the request body is not valid JSON: {error}{_hint(body, str(error))}") from None
     except RecursionError:
         raise RequestError("the request body is nested too deeply") from None
@@ -40,7 +41,7 @@ def parse_object(body: bytes, max_bytes: int) -> dict[str, Any]:
         raise RequestError(f"the request body must be a JSON object, got {_json_name(value)}")
     _check_depth(value)
     if _LONG_NUMBER.search(body):
-        _check_integers(value, "the request body")
+        _check_integers(value)
     return value
 
 
@@ -73,7 +74,7 @@ def parse_text_object(text: str, where: str) -> dict[str, Any]:
         raise RequestError(f"{where} must hold a JSON object, got {_json_name(value)}", param=where)
     _check_depth(value, where)
     if _LONG_NUMBER.search(text.encode("utf-8", "replace")):
-        _check_integers(value, where, where)
+        _check_integers({where: value}, where)
     return value
 
 
@@ -116,15 +117,18 @@ def _missing(message: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _check_integers(value: dict[str, Any], where: str, param: str | None = None) -> None:
-    """Integers beyond any double are refused wherever they stand, as the decoder refuses such fractions."""
-    todo: list[Any] = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, (dict, list)):
-            todo += item.values() if isinstance(item, dict) else item
-        elif isinstance(item, int) and abs(item) >= BEYOND:
-            raise RequestError(f"{where} is not valid JSON: a number is out of range", param=param)
+def _check_integers(value: dict[str, Any], param: str | None = None) -> None:
+    """Integers beyond any double are refused inside of any field, as the decoder refuses such fractions. A field that
+    is one has a range of its own.
+    """
+    for name, field in value.items():
+        todo: list[Any] = [field] if isinstance(field, (dict, list)) else []
+        while todo:
+            item = todo.pop()
+            if isinstance(item, (dict, list)):
+                todo += item.values() if isinstance(item, dict) else item
+            elif isinstance(item, int) and abs(item) >= BEYOND:
+                raise RequestError(f"{param or name}: a number is out of range", param=param or name)
 
 
 def _check_depth(value: dict[str, Any], param: str | None = None) -> None:
