@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -111,7 +112,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         allowed_token_ids: the only tokens that may be drawn; None allows all.
         bad_words: texts that the output must not contain: the last token of one is not drawn behind the others.
         bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
-        grammar: what the output must match, as ``pyengine.structured.grammar.compile_grammar`` makes it.
+        structured_outputs: what the output must match: one of json (a schema), json_object (True), regex, choice (a list
+            of strings) and grammar (Lark). Becomes ``grammar`` where the request is checked.
+        response_format: the same in OpenAI's form.
+        grammar: the same as ``pyengine.structured.grammar.compile_grammar`` makes it.
         thinking: what may come before the output that ``grammar`` binds, and how long it may be.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
         prompt_logprobs: the same at each token of the prompt but the first.
@@ -140,6 +144,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
     grammar: str | None = None
     thinking: Thinking | None = None
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from pyengine.errors import RequestError
+from pyengine.sampling_params import SamplingParams
 from pyengine.text.unknown_fields import unknown_field
 
 
@@ -24,6 +27,16 @@ def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[
         unknown_field(f"structured_outputs.{unknown}", text, param="structured_outputs")
     known = {kind: structured_outputs[kind] for kind in KINDS if kind in structured_outputs}
     return compile_grammar(known, "structured_outputs")
+
+
+def with_grammar(params: SamplingParams) -> SamplingParams:
+    """``params`` with its ``structured_outputs`` or ``response_format`` as a grammar. Raises RequestError."""
+    if params.response_format is None and params.structured_outputs is None:
+        return params
+    grammar = grammar_of(params.response_format, params.structured_outputs)
+    if params.grammar is not None:
+        raise RequestError("grammar is given beside structured_outputs or response_format", param="grammar")
+    return msgspec.structs.replace(params, grammar=grammar, structured_outputs=None, response_format=None)
 
 
 def _from_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:

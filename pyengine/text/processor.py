@@ -23,6 +23,7 @@ from pyengine.text.anthropic import parse_count, parse_messages
 from pyengine.text.bad_words import with_bad_words
 from pyengine.text.byte_tokenizer import make_byte_tokenizer
 from pyengine.text.chat_template import ChatTemplate, self_check
+from pyengine.text.constraints import with_grammar
 from pyengine.text.effort import effort_variables
 from pyengine.text.fields import (
     ChatRequest,
@@ -345,7 +346,8 @@ class TextProcessor:
     def check_params(self, params: SamplingParams) -> SamplingParams:
         """The limits of this model on parameters that were built elsewhere."""
         validation.check_counts(1, params.n, self.limits)
-        return with_bad_words(validation.check_params(params, self.limits), self.tokenizer, self.limits.vocab_size)
+        params = with_grammar(validation.check_params(params, self.limits))
+        return with_bad_words(params, self.tokenizer, self.limits.vocab_size)
 
     def default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets from this checkpoint."""

@@ -183,7 +183,7 @@ def sampling_params(
     """The request's parameters over the checkpoint's defaults. Raises RequestError naming the field out of range."""
     given = {name: getattr(request, name) for name in request.__struct_fields__ if name in _SAMPLING}
     given["logit_bias"] = _bias_by_id(request.logit_bias)
-    given["grammar"] = grammar_of(request.response_format, request.structured_outputs)
+    given["grammar"] = grammar_of(given.pop("response_format", None), given.pop("structured_outputs", None))
     if isinstance(request, ChatRequest):
         given["logprobs"] = _chat_logprobs(request)
     values = {**defaults, **{name: value for name, value in given.items() if value is not None}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -503,3 +504,21 @@ def test_a_truncated_prompt_is_echoed_as_it_was_kept():
     assert PROCESSOR.prompt_text(whole.prompts[0]) == "one two three"
     kept = cut.prompts[0]
     assert len(kept.token_ids) == 2 and PROCESSOR.prompt_text(kept) == PROCESSOR.tokenizer.decode(kept.token_ids)
+
+
+def test_structured_output_is_a_parameter_offline():
+    choice = {"choice": ["yes", "no"]}
+    over_http = completion(structured_outputs=choice).prompts[0].params
+    params = SamplingParams(structured_outputs=choice, max_tokens=16, seed=over_http.seed)
+    offline = PROCESSOR.prepare_offline("a", params)
+    assert offline.params == over_http and over_http.grammar and over_http.structured_outputs is None
+    assert PROCESSOR.check_params(SamplingParams(response_format={"type": "json_object"})).grammar
+    assert PROCESSOR.check_params(SamplingParams(response_format={"type": "text"})) == SamplingParams()
+    for wrong, message in (
+        ({"structured_outputs": {"wat": 1}}, "structured_outputs has no field 'wat'"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex cannot be used"),
+        ({"structured_outputs": choice, "response_format": {"type": "json_object"}}, "not both"),
+        ({"structured_outputs": choice, "grammar": over_http.grammar}, "grammar is given beside"),
+    ):
+        with pytest.raises(RequestError, match=re.escape(message)):
+            PROCESSOR.prepare_offline("a", SamplingParams(**wrong))
