@@ -112,8 +112,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         allowed_token_ids: the only tokens that may be drawn; None allows all.
         bad_words: texts that the output must not contain: the last token of one is not drawn behind the others.
         bad_words_token_ids: the same as token sequences; filled in from ``bad_words`` where there is a tokenizer.
-        structured_outputs: what the output must match: one of json (a schema), json_object (True), regex, choice (a list
-            of strings) and grammar (Lark). Becomes ``grammar`` where the request is checked.
+        structured_outputs: what the output must match: one of json (a schema), json_object (True), regex, choice (a
+            list of strings) and grammar (Lark). Becomes ``grammar`` where the request is checked.
         response_format: the same in OpenAI's form.
         grammar: the same as ``pyengine.structured.grammar.compile_grammar`` makes it.
         thinking: what may come before the output that ``grammar`` binds, and how long it may be.
