@@ -37,7 +37,7 @@ from pyengine.text.generation import Generation
 from pyengine.text.hf_folder import has_tokenizer, read_sampling_defaults
 from pyengine.text.message import MessageForm
 from pyengine.text.pooling import read_pooling
-from pyengine.text.reasoning import find_reasoning_format, starts_inside, thinking_before
+from pyengine.text.reasoning import Place, find_place, find_reasoning_format, thinking_before
 from pyengine.text.renamed import renamed
 from pyengine.text.responses import ResponsesRequest, parse_responses
 from pyengine.text.strict_tools import strict_grammar
@@ -146,12 +146,14 @@ class TextProcessor:
         params = self._check(request, num_prompts=1)
         offer = self._tools(request.tools, request.tool_choice)
         text = self._render_chat(request, offer)
-        params = self._behind_thinking(self._strict(offer, params), text, self._budget(request.thinking_token_budget))
+        continued = validation.continued_text(request.messages, request.continue_final_message)
+        budget = self._budget(request.thinking_token_budget)
+        params = self._behind_thinking(self._strict(offer, params), text, budget, continued)
         params = self._forced(offer, params, request.parallel_tool_calls)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
         ids = self._truncated(request, ids, params)
-        form = dataclasses.replace(self._form(request), message=self._message_form(request, offer, text))
+        form = dataclasses.replace(self._form(request), message=self._message_form(request, offer, text, continued))
         return self._prepared(request, [self._prompt(ids, params, text, "messages")], form)
 
     def _render_chat(self, request: ChatRequest | TokenizeRequest, offer: Offer) -> str:
@@ -188,12 +190,14 @@ class TextProcessor:
         grammar = forced_grammar(offer, self.tool_format, parallel, self.tokenizer)
         return msgspec.structs.replace(params, grammar=grammar, thinking=None)
 
-    def _behind_thinking(self, params: SamplingParams, prompt: str, budget: int | None = None) -> SamplingParams:
+    def _behind_thinking(
+        self, params: SamplingParams, prompt: str, budget: int | None, continued: str
+    ) -> SamplingParams:
         """A grammar binds the answer, not the thinking before it; a budget binds the thinking."""
         if params.grammar is None and budget is None:
             return params
         marks = self._thinking if params.grammar is None else self.reasoning
-        return msgspec.structs.replace(params, thinking=thinking_before(marks, prompt, budget))
+        return msgspec.structs.replace(params, thinking=thinking_before(marks, prompt, budget, continued))
 
     def _budget(self, budget: int | None) -> int | None:
         """Tokens of thinking that a request allows; None: all. Refused where there is no telling what thinking is."""
@@ -208,9 +212,12 @@ class TextProcessor:
             )
         return budget if budget >= 0 else None
 
-    def _message_form(self, request: ChatRequest, offer: Offer, prompt: str) -> MessageForm:
+    def _message_form(self, request: ChatRequest, offer: Offer, prompt: str, continued: str) -> MessageForm:
         tools = self.tool_format if offer.tools else None
         reasoning = self.reasoning
+        place = Place.BEHIND if reasoning is None else find_place(reasoning, prompt, continued)
+        if continued and place is Place.BEHIND:
+            reasoning = None  # the answer itself is under way
         if offer.forced:
             tools, reasoning = forced_format(offer, tools, request.parallel_tool_calls), None
         return MessageForm(
@@ -219,7 +226,7 @@ class TextProcessor:
             names_tool=offer.is_named,
             parallel_tool_calls=request.parallel_tool_calls,
             reasoning=reasoning,
-            inside_reasoning=reasoning is not None and starts_inside(reasoning, prompt),
+            inside_reasoning=reasoning is not None and place is Place.INSIDE,
             shows_reasoning=request.include_reasoning,
         )
 
@@ -328,7 +335,8 @@ class TextProcessor:
         offered = list(self._tools(tools, None).tools) or None
         opens = validation.generation_prompt(add_generation_prompt, continue_final_message)
         text = self.render(messages, variables, opens, continue_final_message, offered)
-        params = self._behind_thinking(params, text, self._budget(thinking_token_budget))
+        continued = validation.continued_text(messages, continue_final_message)
+        params = self._behind_thinking(params, text, self._budget(thinking_token_budget), continued)
         return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:

@@ -6,6 +6,7 @@ prompt; which marks there are is seen from the chat template. White space around
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,18 +31,38 @@ def find_reasoning_format(template: str) -> ReasoningFormat | None:
     return next((each for each in FORMATS if each.end in template), None)
 
 
-def starts_inside(reasoning: ReasoningFormat, prompt: str) -> bool:
-    """Whether the prompt already opens the thinking."""
-    return prompt.rstrip().endswith(reasoning.begin)
+class Place(enum.Enum):
+    """Where an answer begins."""
+
+    BEFORE = "before"  # the model may open its thinking
+    INSIDE = "inside"
+    BEHIND = "behind"
 
 
-def thinking_before(reasoning: ReasoningFormat | None, prompt: str, budget: int | None = None) -> Thinking | None:
+def find_place(reasoning: ReasoningFormat, prompt: str, continued: str = "") -> Place:
+    """``continued``: the beginning of the answer itself, where the prompt ends with that."""
+    if continued.strip():
+        return Place.INSIDE if continued.rfind(reasoning.begin) > continued.rfind(reasoning.end) else Place.BEHIND
+    prompt = prompt.rstrip()
+    return (
+        Place.INSIDE
+        if prompt.endswith(reasoning.begin)
+        else Place.BEHIND
+        if prompt.endswith(reasoning.end)
+        else Place.BEFORE
+    )
+
+
+def thinking_before(
+    reasoning: ReasoningFormat | None, prompt: str, budget: int | None = None, continued: str = ""
+) -> Thinking | None:
     """What an answer to this prompt may begin with before a grammar binds it: nothing once the prompt ended it.
     ``budget``: tokens of it at most.
     """
-    if reasoning is None or prompt.rstrip().endswith(reasoning.end):
+    place = Place.BEHIND if reasoning is None else find_place(reasoning, prompt, continued)
+    if place is Place.BEHIND:
         return None
-    return Thinking(reasoning.begin, reasoning.end, starts_inside(reasoning, prompt), budget)
+    return Thinking(reasoning.begin, reasoning.end, place is Place.INSIDE, budget)
 
 
 def num_tokens_inside(token_ids: Sequence[int], reasoning: ReasoningFormat, tokenizer: Tokenizer) -> int:

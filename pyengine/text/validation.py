@@ -291,6 +291,14 @@ def generation_prompt(add_generation_prompt: bool | None, continue_final_message
     return not continue_final_message and add_generation_prompt is not False
 
 
+def continued_text(messages: Sequence[Mapping[str, Any]], continue_final_message: bool) -> str:
+    """The text that the answer goes on with; "" where it is new. The messages have been rendered."""
+    content = messages[-1].get("content") if continue_final_message else ""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content or ""
+
+
 def check_template_variables(variables: Mapping[str, Any]) -> None:
     """Scalars alone, as HTTP's ``chat_template_kwargs`` are."""
     for name, value in variables.items():

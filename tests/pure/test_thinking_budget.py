@@ -109,6 +109,7 @@ def test_a_mark_that_the_tokenizer_writes_with_something_before_it_has_no_spelli
 
 BODY = "{{ messages[0].content }}{{ tools }}{# <tool_call> #}{% if think %}<think>\n{% endif %}"
 THINKS = BODY + "{# </think> #}"
+ALL = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{# </think> #}"
 TOOL = {"type": "function", "function": {"name": "weather"}}
 
 
@@ -139,6 +140,31 @@ def test_requests_with_a_budget():
     assert thinking(endpoint="anthropic", thinking=enabled) == expected
     assert thinking(BODY, "anthropic", thinking=enabled) is None, "whether a model thinks is up to its template"
     assert thinking(endpoint="anthropic", thinking={"type": "enabled"}) is None
+
+
+INSIDE = Thinking("<think>", "</think>", True, 7)
+
+
+@pytest.mark.parametrize(
+    ("continued", "expected"),
+    [
+        ("<think>\nOkay", INSIDE),
+        ("<think>\n", INSIDE),
+        ("<think>a</think>b<think>c", INSIDE),
+        ("<think>a</think>\n\nSo", None),
+        ("<think>a</think>", None),
+        ("So", None),
+        ([{"type": "text", "text": "<think>"}, {"type": "text", "text": "a"}], INSIDE),
+    ],
+)  # fmt: skip
+def test_a_message_that_goes_on(continued, expected):
+    """Where its thinking has not ended it goes on; behind it, or without any, there is none to come."""
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": continued}]
+    for fields in ({}, {"structured_outputs": {"choice": ["a"]}}):
+        wanted = {"messages": messages, "continue_final_message": True, "thinking_token_budget": 7, **fields}
+        assert thinking(ALL, **wanted) == expected
+    form = processor(ALL).chat(json.dumps(wanted).encode()).form.message
+    assert form.inside_reasoning == (expected is not None) and (form.reasoning is None) == (expected is None)
 
 
 def test_a_budget_offline():
