@@ -80,7 +80,7 @@ def _check_part(part: object, where: str) -> dict[str, str]:
     kind = part.get("type")
     if kind != "text":
         raise RequestError(f"{where}: parts of type {kind!r:.80} are not supported, only text", param=f"{where}.type")
-    known_only(part, ("type", "text"), where, param=where)
+    known_only(part, ("type", "text", "prompt_cache_breakpoint"), where, param=where)  # prefixes are cached in any case
     return {"type": "text", "text": _check_text(part.get("text"), f"{where}.text")}
 
 

@@ -178,7 +178,8 @@ def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
     """``text.format`` as chat's ``response_format``."""
     if not text:
         return None
-    unknown = next((key for key in text if key != "format" and text[key] is not None), None)
+    given = {key: value for key, value in text.items() if value is not None and (key, value) != ("verbosity", "medium")}
+    unknown = next((key for key in given if key != "format"), None)
     if unknown is not None:
         raise RequestError(f"text.{unknown} is not supported"[:120], param="text")
     wanted = text.get("format")

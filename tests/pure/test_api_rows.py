@@ -67,7 +67,7 @@ COMMON = {
 }
 CHAT = {
     "messages": (
-        [[USER], [{"role": "user", "content": [{"type": "text", "text": "a"}]}]],
+        [[USER], [{"role": "user", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {}}]}]],
         [[], "hi", [{"role": "robot", "content": "x"}], [{"role": "user", "content": [{"type": "image_url"}]}]],
     ),
     "max_completion_tokens": ([1, 10**6], [0]),
@@ -87,7 +87,10 @@ CHAT = {
     "thinking_token_budget": ([-1, 0, 1000], [-2, 2**24 + 1, 0.5]),
 }
 COMPLETION = {
-    "prompt": (["a", ["a", "b"], [5], [[5], [6]]], ["", [], [5, "a"], 5, [BPE.vocab_size]]),
+    "prompt": (
+        ["a", ["a", "b"], [5], [[5], [6]], [5.0, 6], [[5], [6.0]]],
+        ["", [], [5, "a"], [5.0, "a"], [[5.0], 6], [5.5], 5, [BPE.vocab_size]],
+    ),
     "logprobs": ([0, 20], [21, -1]),
     "echo": ([True, {"echo": True, "logprobs": 1}, {"echo": True, "max_tokens": 0}], [1]),
 }
@@ -175,7 +178,10 @@ RESPONSES = {
     "temperature": COMMON["temperature"],
     "top_p": COMMON["top_p"],
     "stream": ([True], [1]),
-    "text": ([{"format": {"type": "json_schema", "schema": SCHEMA}}, {"format": {"type": "text"}}], [{"format": 5}]),
+    "text": (
+        [{"format": {"type": "json_schema", "schema": SCHEMA}}, {"format": {"type": "text"}, "verbosity": "medium"}],
+        [{"format": 5}, {"verbosity": "low"}],
+    ),
     "tools": ([[{"type": "function", "name": "a"}]], [[{"type": "web_search"}]]),
     "tool_choice": (
         [{"tool_choice": "required", "tools": [{"type": "function", "name": "a"}]}, "auto"],

@@ -255,7 +255,7 @@ def test_wrong_values_name_field_value_and_range(endpoint, fields, param, text):
         ([1, "a"], "not a mixture"),
         ([[1], "a"], "not a mixture"),
         ([True], "not a mixture"),
-        ([1.0], "not a mixture"),
+        ([1.5], "not a mixture"),
         ([[[1]]], "not a mixture"),
         (5, "Expected `str | array`"),
         ({"a": 1}, "Expected `str | array`"),
