@@ -9,6 +9,7 @@ itself in a ring counts with all of the ring.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 # Stacks have 8 MiB. Objects that hold the next one in a property, by references, took 7.6 KB of it each (1,100 ended
 # the process, 800 did not), which are four containers; a rule took 2.8 (3,000 and 2,500).
 MAX_CONTAINERS = 1600
-MAX_RULES = 1500
+MAX_RULES = 1000
 
 _DEFINITION = re.compile(r"^[ \t]*[?!]*([A-Za-z_][A-Za-z0-9_]*)(?:\.-?\d+)?(?:\[[^\]\n]*\])*[ \t]*:", re.MULTILINE)
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|//[^\n]*')
+_SCHEMA = re.compile(r"%json\s*")
+_decoder = json.JSONDecoder()
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -49,10 +52,16 @@ def check_schema_depth(schema: object) -> None:
 
 
 def check_rules_depth(source: str) -> None:
-    """Raises TooDeep for a Lark grammar whose rules lead through more than MAX_RULES rules. Brackets llguidance counts
-    itself.
+    """Raises TooDeep for a Lark grammar whose rules lead through more than MAX_RULES rules, or one of whose schemas
+    (``%json {...}``) too deep. Brackets llguidance counts itself.
     """
-    bare = _STRING.sub(" ", source)
+    bare = _STRING.sub(lambda match: " " * len(match.group()), source)
+    for match in _SCHEMA.finditer(bare):
+        try:
+            schema, _ = _decoder.raw_decode(source, match.end())
+        except (ValueError, RecursionError):
+            raise TooDeep("what stands right behind %json must be a schema, and not nested too deeply") from None
+        check_schema_depth(schema)
     found = list(_DEFINITION.finditer(bare))
     ends = [match.start() for match in found[1:]] + [len(bare)]
     bodies: dict[str, set[str]] = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 
 import pytest
 
@@ -27,13 +28,19 @@ def rules(count: int, body: str, last: str, name: str = "r") -> str:
     return "\n".join([f"start: {name}0", *lines, f"{name}{count}: {last}"])
 
 
+def in_an_object(ref: dict) -> dict:
+    return {"type": "object", "properties": {"a": ref}, "required": ["a"]}
+
+
 DEEP = {
-    "objects": {"json": chain(1100, lambda ref: {"type": "object", "properties": {"a": ref}, "required": ["a"]})},
+    "objects": {"json": chain(1100, in_an_object)},
     "aliases": {"json": chain(5000, lambda ref: ref)},
     "unions": {"json": chain(3500, lambda ref: {"anyOf": [ref, {"type": "null"}]})},
     "a schema as text": {"json": json.dumps(chain(5000, lambda ref: ref))},
     "rules": {"grammar": rules(3000, '{this}: "y" {next}', '"x"')},
     "a ring of rules": {"grammar": rules(3000, '{this}: "x" | "y" {next}', '"x" | r0')},
+    "a schema in a grammar": {"grammar": f"start: a\na: %json {json.dumps(chain(1500, in_an_object))}"},
+    "behind a comment": {"grammar": f"start: a\na: %json // {{}}\n {json.dumps(chain(1500, in_an_object))}"},
     "terminals": {"grammar": rules(9000, '{this}: "y" {next}', '"x"', name="T")},
 }  # fmt: skip
 
@@ -54,13 +61,15 @@ def test_what_leads_too_deep_is_refused(spec):
     process.start()
     process.join(30)
     assert process.exitcode == 0, "the process ended with the grammar"
-    assert "in a row" in answer.get(timeout=5)
+    assert re.search("in a row|right behind %json", answer.get(timeout=5))
 
 
 def test_what_is_deep_and_works():
-    nested = chain(300, lambda ref: {"type": "object", "properties": {"a": ref}, "required": ["a"]})
+    nested = chain(300, in_an_object)
     compile_grammar({"json": nested})
-    compile_grammar({"grammar": rules(1000, '{this}: "y" {next}', '"x"')})
+    compile_grammar({"grammar": rules(900, '{this}: "y" {next}', '"x"')})
+    compile_grammar({"grammar": rules(900, '{this}: "y" {next}', f"%json {json.dumps(nested)}")})
+    compile_grammar({"grammar": 'start: "%json" a\na: %json {"type": "integer"}'})
 
 
 @pytest.mark.parametrize("schema", [True, [], {}, {"$ref": 5}, {"$ref": "#"}, {"$ref": "#/a/b"}, {"items": [{}, 3]}])
