@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Stacks have 8 MiB. Objects that hold the next one in a property, by references, took 7.6 KB of it each (1,100 ended
@@ -96,7 +96,7 @@ def _longest_way(starts: list, next_of: Callable[[Any], Iterable[Any]]) -> int:
     for start in starts:
         if start in order:
             continue
-        todo = [(start, iter(_enter(start, order, low, stack, next_of)))]
+        todo = [(start, _enter(start, order, low, stack, next_of))]
         while todo:
             node, children = todo[-1]
             child = next(children, None)
@@ -107,22 +107,23 @@ def _longest_way(starts: list, next_of: Callable[[Any], Iterable[Any]]) -> int:
                 if low[node] == order[node]:
                     longest = max(longest, _complete(node, stack, way, next_of))
             elif child not in order:
-                todo.append((child, iter(_enter(child, order, low, stack, next_of))))
+                todo.append((child, _enter(child, order, low, stack, next_of)))
             elif child not in way:
                 low[node] = min(low[node], order[child])
     return longest
 
 
-def _enter(node: Any, order: dict, low: dict, stack: list, next_of: Callable[[Any], Iterable[Any]]) -> list:
+def _enter(node: Any, order: dict, low: dict, stack: list, next_of: Callable[[Any], Iterable[Any]]) -> Iterator:
     order[node] = low[node] = len(order)
     stack.append(node)
-    return list(next_of(node))
+    return iter(next_of(node))
 
 
 def _complete(first: Any, stack: list, way: dict, next_of: Callable[[Any], Iterable[Any]]) -> int:
     """Take the component that began with ``first`` from the stack; its longest way."""
-    members = stack[stack.index(first) :] if stack[-1] != first else [first]
-    del stack[-len(members) :]
+    members = [stack.pop()]
+    while members[-1] != first:
+        members.append(stack.pop())
     inside = set(members)
     behind = max((way[child] for node in members for child in next_of(node) if child not in inside), default=0)
     for node in members:

@@ -184,5 +184,6 @@ class _Vocabulary:
 
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
-        names = {self.tokens[i].decode("utf-8", "replace") for i in self.special_token_ids if i < len(self.tokens)}
-        return re.compile("|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)))
+        names = {self._tokenizer.id_to_bytes(i).decode("utf-8", "replace") for i in self.special_token_ids} - {""}
+        longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+        return re.compile("|".join(longest_first) or "(?!)")  # without any: what matches nothing

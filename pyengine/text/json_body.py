@@ -20,7 +20,7 @@ BEYOND = 1 << 1024  # any double
 
 _decoder = msgspec.json.Decoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(rb"\d{309}")  # as 2^1024 has, which a text may hold as well
+_LONG_NUMBER = re.compile(rb"(?<!\d)\d{309}")  # as 2^1024 has; a text may hold it as well
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
@@ -73,8 +73,7 @@ def parse_text_object(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{where} must hold a JSON object, got {_json_name(value)}", param=where)
     _check_depth(value, where)
-    if _LONG_NUMBER.search(text.encode("utf-8", "replace")):
-        _check_integers({where: value}, where)
+    _check_integers({where: value}, where)
     return value
 
 
@@ -88,8 +87,8 @@ def shape(value: dict[str, Any], struct: type[Struct]) -> Struct:
     except msgspec.ValidationError as error:
         text = str(error)
         if "got `float`" in text:
-            whole, changed = _with_integers(value)
-            if changed:
+            whole = {name: with_integers(field) for name, field in value.items()}
+            if any(whole[name] is not value[name] for name in value):
                 return shape(whole, struct)
         where = _AT.search(text)
         path = where.group(1) if where else None
@@ -97,19 +96,14 @@ def shape(value: dict[str, Any], struct: type[Struct]) -> Struct:
         raise RequestError(f"{path}: {message}" if path else message, param=path or _missing(message)) from None
 
 
-def _with_integers(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Whole numbers among the fields and in their lists as int, and whether there were any."""
-    changed = False
-
-    def number(item: Any) -> Any:
-        nonlocal changed
-        if type(item) is float and item.is_integer():
-            changed = True
-            return int(item)
-        return item
-
-    out = {k: [number(i) for i in item] if type(item) is list else number(item) for k, item in value.items()}
-    return out, changed
+def with_integers(value: Any) -> Any:
+    """Whole numbers as int, in lists too; ``value`` itself where there are none to change."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if not isinstance(value, (list, tuple)):
+        return value
+    whole = [with_integers(item) for item in value]
+    return whole if any(new is not old for new, old in zip(whole, value, strict=True)) else value
 
 
 def _missing(message: str) -> str | None:

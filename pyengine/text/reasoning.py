@@ -44,13 +44,9 @@ def find_place(reasoning: ReasoningFormat, prompt: str, continued: str = "") -> 
     if continued.strip():
         return Place.INSIDE if continued.rfind(reasoning.begin) > continued.rfind(reasoning.end) else Place.BEHIND
     prompt = prompt.rstrip()
-    return (
-        Place.INSIDE
-        if prompt.endswith(reasoning.begin)
-        else Place.BEHIND
-        if prompt.endswith(reasoning.end)
-        else Place.BEFORE
-    )
+    if prompt.endswith(reasoning.begin):
+        return Place.INSIDE
+    return Place.BEHIND if prompt.endswith(reasoning.end) else Place.BEFORE
 
 
 def thinking_before(

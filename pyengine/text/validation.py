@@ -28,7 +28,7 @@ from pyengine.sampling_params import (
 )
 from pyengine.text.constraints import grammar_of
 from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, select_fields
-from pyengine.text.json_body import parse_object, shape
+from pyengine.text.json_body import parse_object, shape, with_integers
 from pyengine.text.message import MessageForm
 from pyengine.text.tokenizer import check_encodable
 
@@ -381,25 +381,11 @@ def split_prompts(prompt: object, param: str = "prompt") -> list[str | list[int]
         return list(prompt)
     if all(isinstance(item, (list, tuple)) and _all_ints(item) for item in prompt):
         return [list(item) for item in prompt]
-    if (whole := _with_integers(prompt)) is not None:
+    if (whole := with_integers(prompt)) is not prompt:  # 16.0 is 16 here too
         return split_prompts(whole, param)
     raise RequestError(
         f"{param} must be a string, strings, token ids or lists of token ids, not a mixture", param=param
     )
-
-
-def _with_integers(prompt: Sequence[object]) -> list[object] | None:
-    """Numbers like 16.0 as integers, as everywhere in a body; None where there are none."""
-    lists = [item if isinstance(item, (list, tuple)) else [item] for item in prompt]
-    if not any(type(number) is float and number.is_integer() for each in lists for number in each):
-        return None
-
-    def whole(item: object) -> object:
-        if isinstance(item, (list, tuple)):
-            return [whole(number) for number in item]
-        return int(item) if type(item) is float and item.is_integer() else item
-
-    return [whole(item) for item in prompt]
 
 
 def _all_ints(values: Sequence[object]) -> bool:

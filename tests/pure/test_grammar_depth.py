@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import time
 
 import pytest
 
@@ -66,10 +67,21 @@ def test_what_leads_too_deep_is_refused(spec):
 
 def test_what_is_deep_and_works():
     nested = chain(300, in_an_object)
-    compile_grammar({"json": nested})
-    compile_grammar({"grammar": rules(900, '{this}: "y" {next}', '"x"')})
-    compile_grammar({"grammar": rules(900, '{this}: "y" {next}', f"%json {json.dumps(nested)}")})
-    compile_grammar({"grammar": 'start: "%json" a\na: %json {"type": "integer"}'})
+    for spec in (
+        {"json": nested},
+        {"grammar": rules(900, '{this}: "y" {next}', '"x"')},
+        {"grammar": rules(900, '{this}: "y" {next}', f"%json {json.dumps(nested)}")},
+        {"grammar": 'start: "%json" a\na: %json {"type": "integer"}'},
+    ):
+        assert compile_grammar(spec)
+
+
+def test_rings_on_a_long_way_are_found_in_no_time():
+    pairs = "\n".join(f"a{i}: b{i}\nb{i}: a{i} | a{i + 1}" for i in range(8000))
+    begin = time.monotonic()
+    with pytest.raises(TooDeep):
+        check_rules_depth(f'start: a0\n{pairs}\na8000: "x"')
+    assert time.monotonic() - begin < 1.0
 
 
 @pytest.mark.parametrize("schema", [True, [], {}, {"$ref": 5}, {"$ref": "#"}, {"$ref": "#/a/b"}, {"items": [{}, 3]}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from pyengine.sampling_params import SamplingParams
 from pyengine.text.chat_template import ChatTemplate
 from pyengine.text.fields import IGNORED, NOT_YET, ChatRequest, CompletionRequest
 from pyengine.text.hf_folder import read_sampling_defaults
+from pyengine.text.json_body import parse_object
 from pyengine.text.processor import ModelText, TextProcessor, load_model_text
 from pyengine.text.validation import Limits
 from server.config import ServerConfig
@@ -497,6 +499,9 @@ def test_offline_conversations_are_checked_as_over_http():
 
 def test_digits_in_a_text_are_no_number():
     assert completion(user="7" * 400, metadata={"a": 10**300}).prompts
+    body = json.dumps({"user": ("7" * 308 + " ") * 20_000}).encode()
+    begin = time.monotonic()
+    assert parse_object(body, len(body)) and time.monotonic() - begin < 1.0
 
 
 def test_a_truncated_prompt_is_echoed_as_it_was_kept():
