@@ -2,9 +2,8 @@
 # compute-sanitizer over a small selection of the op tests (sanitized.txt): every kernel, small shapes.
 #   tests/gpu/sanitize.sh [memcheck|racecheck]...     default: both
 # Prints a verdict for each tool, and the tests that are not clean; exits 0 when all are. Needs the extension built for
-# the GPU. Every test has a process of its own, PE_JOBS of them at a time (8): a tool that gives up on one kernel says
-# nothing of the others. Where it does, the test runs once more with the PTX for compute_90, which the driver compiles (a
-# minute or more): the same kernels without warpgroup instructions, which leaves only those unchecked.
+# the GPU. Every test has a process of its own, PE_JOBS of them at a time (8). The selected tests compute what they
+# compare with on the CPU: racecheck (2025.3) aborts in some of cuBLAS's kernels, even where it is told not to check them.
 #
 # What a clean verdict means. memcheck: no kernel of ours touched global, shared or local memory outside an allocation (each
 # tensor is one of its own here) or misaligned. racecheck: no hazard in shared memory between threads that barriers should
@@ -22,6 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mapfile -t selection < tests/gpu/sanitized.txt
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # an allocation for each tensor: reading past one's end is then an error
+export PE_ORACLE_DEVICE=cpu
 FOUND=99
 status=0
 
@@ -30,7 +30,7 @@ status=0
 check() {  # tool, filter, command...
   local tool=$1 filter=$2
   shift 2
-  "$sanitizer" --tool "$tool" --error-exitcode $FOUND --report-api-errors no ${filter:+--kernel-name "$filter"} "$@"
+  "$sanitizer" --tool "$tool" --launch-timeout 120 --error-exitcode $FOUND --report-api-errors no ${filter:+--kernel-name "$filter"} "$@"
 }
 
 filter_of() {  # a filter of kernels by name under which the tool finds the planted fault
@@ -50,22 +50,11 @@ verdict_of() {  # tool, filter, log, test
   check "$tool" "$filter" --target-processes application-only \
     python3 -m pytest -q -p no:cacheprovider --timeout 600 "$test" >"$log" 2>&1
   local result=$?
-  if grep -q "Internal Sanitizer Error" "$log"; then
-    echo "the tool gave up"
-  elif [ "$result" -eq 0 ] && grep -q "^1 passed" "$log"; then
+  if [ "$result" -eq 0 ] && grep -q "^1 passed" "$log"; then
     echo clean
   else
-    echo "FAILED with $result: $(grep -E "^=========|passed|failed|skipped|error" "$log" | head -4 | tr '\n' ' ')"
+    echo "FAILED with $result: $(grep -E "^=========|passed|failed|skipped|error" "$log" | head -8 | tr '\n' ' ')"
   fi
-}
-
-run_test() {  # the same; leaves the verdict in log.verdict
-  local verdict
-  verdict=$(verdict_of "$@")
-  if [ "$verdict" = "the tool gave up" ]; then
-    verdict="the tool gave up; as PTX for compute_90: $(CUDA_FORCE_PTX_JIT=1 verdict_of "$1" "$2" "$3.ptx" "$4")"
-  fi
-  echo "$verdict" >"$3.verdict"
 }
 
 for tool in $tools; do
@@ -78,7 +67,7 @@ for tool in $tools; do
   fi
   for i in "${!selection[@]}"; do
     while [ "$(jobs -rp | wc -l)" -ge "${PE_JOBS:-8}" ]; do wait -n; done
-    run_test "$tool" "$filter" "$work/$tool.$i" "${selection[$i]}" &
+    verdict_of "$tool" "$filter" "$work/$tool.$i" "${selection[$i]}" >"$work/$tool.$i.verdict" &
   done
   wait
   clean=0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import torch
@@ -26,7 +27,16 @@ RAGGED_PROMPTS = [(33, 33), (64, 64), (65, 300), (130, 257), (129, 577)]  # besi
 
 
 def truth_and_plain(case: PagedCase, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The float64 result of the same inputs, and what plain torch makes of them in their own dtype."""
+    """The float64 result of the same inputs, and what plain torch makes of them in their own dtype.
+
+    Computed on PE_ORACLE_DEVICE where that is set: cuBLAS beside our kernels is too much for some tools.
+    """
+    device = case.q.device
+    truth, plain = _truth_and_plain(case.to(os.environ.get("PE_ORACLE_DEVICE", device)), window)
+    return truth.to(device), plain.to(device)
+
+
+def _truth_and_plain(case: PagedCase, window: int) -> tuple[torch.Tensor, torch.Tensor]:
     live = case.num_queries
     truth = reference.paged_attention(
         case.q.double(), case.k_cache.double(), case.v_cache.double(), case.meta, case.scale, window

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class PagedCase:
         for row in others:
             self.meta.block_tables[row, :num_blocks] = self.meta.block_tables[first, :num_blocks]
 
+    def to(self, device: str | torch.device) -> PagedCase:
+        return replace(_moved(self, device), meta=_moved(self.meta, device))
+
     @property
     def num_queries(self) -> int:
         return int(self.meta.query_start[-1])
@@ -41,6 +45,12 @@ class PagedCase:
         scales = {"k_scale": self.k_scale, "v_scale": self.v_scale}
         out = ops.paged_attention(self.q, self.k_cache, self.v_cache, self.meta, self.scale, window, **scales)
         return out[: self.num_queries]
+
+
+def _moved(holder: Any, device: str | torch.device) -> Any:
+    """A dataclass with its tensors on ``device``."""
+    tensors = {each.name: getattr(holder, each.name) for each in fields(holder)}
+    return replace(holder, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
 
 
 @dataclass(frozen=True)

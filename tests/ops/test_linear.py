@@ -109,6 +109,24 @@ def test_few_rows_have_the_bits_of_many(device, dtype, n, k, has_bias, f32_out):
         out.assert_guards_intact()
 
 
+@pytest.mark.usefixtures("each_streaming")
+@pytest.mark.parametrize("device,dtype", [("cuda", "bfloat16"), ("cuda", "float16")], indirect=True)
+@pytest.mark.parametrize(("has_bias", "f32_out"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(("n", "k"), [(1000, 576), (6152, 512), (40000, 128)])
+def test_few_rows_of_whole_numbers(device, dtype, n, k, has_bias, f32_out):
+    """Sums that are exact in any order, so that the CPU can say what they are, to the bit and without a library."""
+    x, weight, bias = (torch.randint(-2, 3, shape).double() for shape in ((256, k), (n, k), (n,)))
+    out_dtype = torch.float32 if f32_out else dtype
+    expected = (x @ weight.T + (bias if has_bias else 0)).to(out_dtype).to(device)
+    x, packed = x.to(device, dtype), ops.pack_weight(weight.to(device, dtype))
+    bias = bias.to(device, dtype) if has_bias else None
+    for m in ROWS_OF_STREAM:
+        rows, out = Poisoned(x[-m:]), Poisoned(torch.full_like(expected[-m:], torch.nan))
+        ops._linear(out.view, rows.view, packed.data, bias, None)
+        assert same_bits(out.view + 0, expected[-m:] + 0), f"{m} rows"  # + 0: a sum of zeros may be -0
+        out.assert_guards_intact()
+
+
 def test_result_does_not_depend_on_threads():
     x, weight, bias = problem(13, 200, 576, "cpu", torch.bfloat16)
     packed, before = ops.pack_weight(weight), ops.num_threads()

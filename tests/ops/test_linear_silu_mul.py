@@ -75,6 +75,19 @@ def test_bits_of_the_two_ops(device, dtype, cols, k, each_streaming):
         assert same_bits(ops.linear_silu_mul(x[begin : begin + m], packed), out), f"{m} rows, contiguous"
 
 
+@pytest.mark.usefixtures("each_streaming")
+@pytest.mark.parametrize("device,dtype", [("cuda", "bfloat16"), ("cuda", "float16")], indirect=True)
+@pytest.mark.parametrize(("cols", "k"), [(1000, 128), (1536, 576)])
+def test_few_rows_of_whole_numbers(device, dtype, cols, k):
+    """Sums that are exact in any order, so that the CPU can say what they are, without a library."""
+    x, weight = (torch.randint(-2, 3, shape).double() for shape in ((256, k), (2 * cols, k)))
+    x[5] = 0
+    expected = ops.silu_mul((x @ weight.T + 0).to(device, dtype))
+    x, packed = x.to(device, dtype), ops.pack_weight(weight.to(device, dtype))
+    for m in ROWS[:-1]:
+        assert same_bits(call(x[:m], packed)[0] + 0, expected[:m] + 0), f"{m} rows"  # + 0: zeros may be -0
+
+
 @pytest.mark.parametrize("device,dtype", [("cuda", "bfloat16"), ("cuda", "float16")], indirect=True)
 @pytest.mark.parametrize(("cols", "k"), [(1536, 576), (3072, 1024), (14336, 4096)])
 def test_few_rows_take_one_kernel_on_hopper(device, dtype, cols, k):

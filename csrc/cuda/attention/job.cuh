@@ -15,6 +15,8 @@ namespace pe::cuda::attention {
 
 // A barrier of the CTA's computing warps.
 __device__ __forceinline__ void sync_workers() { named_barrier<kWorkersBarrier, kThreads>(); }
+// Of them and of those that fetch for them, who come to it on ways of their own: __syncthreads is for all on one way.
+__device__ __forceinline__ void sync_block() { named_barrier<kBlockBarrier, kThreads + kFetchThreads>(); }
 
 struct KeyRange {
   int begin, end;  // keys [begin, end)

@@ -127,9 +127,9 @@ template <typename Format>
 constexpr bool kFetches = Format::kFetchesPrefill;
 #endif
 
+#if defined(PE_WGMMA)
 template <typename T, int kDim>
 __device__ __forceinline__ void run_fetching_warps(const RunArgs& args, const KvMaps& maps, unsigned char* smem) {
-#if defined(PE_WGMMA)
   give_up_registers<kFetchRegisters>();
   if (!args.settled) wait_for_predecessor();
   if (args.plan.header->num_cta_items == 0) return;
@@ -140,10 +140,10 @@ __device__ __forceinline__ void run_fetching_warps(const RunArgs& args, const Kv
     memory.init_barriers();
   }
   wait_for_predecessor();
-  __syncthreads();
+  sync_block();
   PrefillFetcher<kDim>(args, maps, memory).run();
-#endif
 }
+#endif
 
 // The CTA's items, for its computing warps.
 template <typename T, int kDim>
@@ -151,7 +151,7 @@ __device__ __forceinline__ void run_cta_items(const RunArgs& args, unsigned char
 #if defined(PE_WGMMA)
   if constexpr (kFetches<KvFormat<T, kDim>>) {
     const PrefillMemory<kDim> ring(smem);
-    __syncthreads();  // its barriers are there
+    sync_block();  // its barriers are there
     run_fetched_items<T, kDim>(args, ring, memory.job);
     bulk_fence_before_reuse();  // what lay in shared memory was written by these warps too
     sync_workers();
@@ -184,8 +184,8 @@ __global__ void __launch_bounds__(kMostThreads<KvFormat<T, kDim>>, 1)
   const WarpMemory memory = warp_memory<Format>(smem, args);
   release_successor();  // its blocks then come to the SMs that find no work
   if constexpr (kFetches<Format>) {
-    if (warp_id() >= kWarps) return run_fetching_warps<T, kDim>(args, maps, smem);
 #if defined(PE_WGMMA)
+    if (warp_id() >= kWarps) return run_fetching_warps<T, kDim>(args, maps, smem);
     take_registers<kWorkRegisters>();
 #endif
   }

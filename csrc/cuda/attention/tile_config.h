@@ -122,7 +122,7 @@ constexpr int kPrefillBytes = kPrefillRoom + kLivePrefillJobs<kDim> * kJobBytes 
                               round_up(8 * (2 * kPrefillTiles<kDim> + kLivePrefillJobs<kDim>), 16);
 
 // Barriers of parts of a CTA: those that compute, those that fetch, each computing warpgroup.
-constexpr int kWorkersBarrier = 1, kFetchBarrier = 2, kFirstGroupBarrier = 3;
+constexpr int kWorkersBarrier = 1, kFetchBarrier = 2, kFirstGroupBarrier = 3, kBlockBarrier = 5;
 
 template <int kDim>
 constexpr int smem_bytes(int num_slots, bool by_cta, bool by_boxes) {

@@ -24,6 +24,7 @@
 #include "cuda/common/gmma_gemm.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/vec.cuh"
+#include "cuda/common/warpgroup.cuh"
 #include "cuda/elementwise/silu.cuh"
 #include "cuda/gemm/stream_args.h"
 
@@ -124,10 +125,17 @@ __device__ inline void init_barriers(const Ring& ring, int num_groups) {
   mbarrier_init_fence();
 }
 
+// Where the producer and the consumers meet once, each on a way of its own (__syncthreads is for all on one way; with
+// the first half of the producer's before it, its second behind, the kernel was up to half slower).
+template <int kGroups>
+__device__ __forceinline__ void sync_ring() {
+  named_barrier<1, PE_STREAM_THREADS(kGroups)>();
+}
+
 // Weights depend on no kernel before, so a ring full of them is asked for before anything is waited for. The successor
 // is released before that wait too: what it may read before its own wait is what no kernel of a step writes.
-template <bool kPairs>
-__device__ inline void produce(const Producer<kPairs>& p, int num_groups, int num_steps, int first_feature) {
+template <int kGroups, bool kPairs>
+__device__ inline void produce(const Producer<kPairs>& p, int num_steps, int first_feature) {
   const bool leads = lane_id() == 0;
   const int ahead = min(num_steps, p.ring.num_stages);
   Position weights_at;
@@ -135,11 +143,11 @@ __device__ inline void produce(const Producer<kPairs>& p, int num_groups, int nu
   if (leads) {
     gmma::prefetch_map(p.weight_map);
     gmma::prefetch_map(p.x_map);
-    init_barriers(p.ring, num_groups);
+    init_barriers(p.ring, kGroups);
     for (int i = 0; i < ahead; ++i, weights.advance(p.args, p.tile_features), weights_at.advance(p.ring))
       p.load_weights(weights_at, weights);
   }
-  __syncthreads();  // with the consumers, who find the barriers there
+  sync_ring<kGroups>();  // with the consumers, who find the barriers there
   if (!leads) return;
   release_successor();
   const int prefetched = min(num_steps, ahead + p.args.num_prefetched);
@@ -258,7 +266,7 @@ __device__ __forceinline__ void store_gated_tile(const Sums<kTile>& sums, const 
 
 template <typename T, int kTile, int kGroups, bool kPairs>
 __device__ __forceinline__ void consume(const Args& args, const Ring& ring, int num_tiles, int feature) {
-  __syncthreads();
+  sync_ring<kGroups>();
   Position at;
   Sums<kTile> sums;
   for (int i = 0; i < num_tiles; ++i, feature += static_cast<int>(gridDim.x) * kTileFeatures<kTile, kPairs>) {
@@ -286,8 +294,8 @@ __global__ void __launch_bounds__(PE_STREAM_THREADS(kGroups))
   constexpr int kFeatures = kTileFeatures<kTile, kPairs>;
   const int rounds = div_ceil(div_ceil(args.n, kFeatures) - block, blocks);
   if (warp_id() == 4 * kGroups) {
-    produce(Producer<kPairs>{&weight_map, &x_map, args, ring, kFeatures}, kGroups,
-            rounds * div_ceil(args.num_boxes, args.depth), block * kFeatures);
+    produce<kGroups>(Producer<kPairs>{&weight_map, &x_map, args, ring, kFeatures},
+                     rounds * div_ceil(args.num_boxes, args.depth), block * kFeatures);
   } else {
     consume<T, kTile, kGroups, kPairs>(args, ring, rounds, block * kFeatures);
   }
