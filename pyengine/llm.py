@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from pyengine import embeddings
@@ -75,20 +76,30 @@ class LLM:
         )
         self._ids = itertools.count()
 
-    def generate(self, prompts: Any, sampling_params: Params = None, use_tqdm: bool = True) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | Sequence[str] = "",
+    ) -> list[RequestOutput]:
         """Continue each prompt.
 
         Args:
             prompts: one prompt or a list: text, a list of token ids, ``{"prompt": text}`` or ``{"prompt_token_ids":
                 ids}``.
             sampling_params: one for all, one for each, or None for the checkpoint's defaults.
+            priority: lower ones are computed first; one for all or one for each.
+            cache_salt: the prefix cache is shared only between prompts of equal salt; one for all or one for each.
 
         Raises RequestError for a prompt or parameter that cannot be served, before anything is computed.
         """
         many = _as_list(prompts)
         params = self._params_for(sampling_params, len(many))
         prepared = [self._text.prepare_offline(prompt, each) for prompt, each in zip(many, params, strict=True)]
-        return self._run(prepared, use_tqdm)
+        return self._run(prepared, self._services(priority, cache_salt, len(many)), use_tqdm)
 
     def chat(
         self,
@@ -99,6 +110,9 @@ class LLM:
         thinking_token_budget: int | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
+        *,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | Sequence[str] = "",
         **template_kwargs: bool | int | float | str | None,
     ) -> list[RequestOutput]:
         """Answer one conversation (a list of messages) or several (a list of such lists).
@@ -106,8 +120,9 @@ class LLM:
         ``tools``, in OpenAI's form, are offered to the model by the chat template; the answer's text has the calls as
         the model wrote them. Behind ``thinking_token_budget`` tokens of thinking its end is forced, for models whose
         template marks it (else a RequestError). The template opens an assistant's message, unless
-        ``add_generation_prompt`` is False or ``continue_final_message`` lets the last message go on. Other keyword
-        arguments become variables of the template. Raises RequestError as HTTP answers 400.
+        ``add_generation_prompt`` is False or ``continue_final_message`` lets the last message go on. ``priority`` and
+        ``cache_salt`` are those of ``generate``; other keyword arguments become variables of the template. Raises
+        RequestError as HTTP answers 400.
         """
         many = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         params = self._params_for(sampling_params, len(many))
@@ -117,10 +132,18 @@ class LLM:
             )
             for each, p in zip(many, params, strict=True)
         ]
-        return self._run(prepared, use_tqdm)
+        return self._run(prepared, self._services(priority, cache_salt, len(many)), use_tqdm)
 
     def embed(
-        self, prompts: Any, pooling: str | None = None, dimensions: int | None = None, use_tqdm: bool = True
+        self,
+        prompts: Any,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        use_tqdm: bool = True,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        priority: int | Sequence[int] = 0,
+        cache_salt: str | Sequence[str] = "",
     ) -> list[EmbeddingRequestOutput]:
         """One vector of length 1 for each prompt, from the model's final hidden states.
 
@@ -128,13 +151,16 @@ class LLM:
             prompts: as in ``generate``.
             pooling: "mean" of all tokens or the "last" of them; None: what the checkpoint says, else the mean.
             dimensions: keep only so many of the first ones (Matryoshka representations); None: all.
+            truncate_prompt_tokens: as of SamplingParams.
+            priority, cache_salt: as in ``generate``.
 
         Raises RequestError for a prompt or argument that cannot be served, before anything is computed.
         """
         validation.check_dimensions(dimensions, self._text.limits)
         pooled_by = self._text.pooling(pooling)
-        prepared = [self._text.prepare_offline(prompt, POOLED) for prompt in _as_list(prompts)]
-        jobs = self._complete(prepared, use_tqdm, pooled_by)
+        params = msgspec.structs.replace(POOLED, truncate_prompt_tokens=truncate_prompt_tokens)
+        prepared = [self._text.prepare_offline(prompt, params) for prompt in _as_list(prompts)]
+        jobs = self._complete(prepared, self._services(priority, cache_salt, len(prepared)), use_tqdm, pooled_by)
         return [job.embedding(request_id, dimensions) for request_id, job in jobs.items()]
 
     @property
@@ -162,21 +188,36 @@ class LLM:
             raise ValueError(f"expected one SamplingParams or {count}, one for each prompt; got {len(params)}")
         return list(params)
 
-    def _run(self, prepared: list[PreparedPrompt], use_tqdm: bool) -> list[RequestOutput]:
-        return [job.output(request_id) for request_id, job in self._complete(prepared, use_tqdm).items()]
+    def _services(
+        self, priority: int | Sequence[int], cache_salt: str | Sequence[str], count: int
+    ) -> list[dict[str, Any]]:
+        """Fields of each prompt's ``Request`` that say nothing of its answer."""
+        many = zip(_each("priority", priority, count), _each("cache_salt", cache_salt, count), strict=True)
+        services = [{"priority": priority, "cache_salt": salt} for priority, salt in many]
+        for service in services:
+            validation.check_service(**service, limits=self._text.limits)
+        return services
+
+    def _run(
+        self, prepared: list[PreparedPrompt], services: list[dict[str, Any]], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        return [job.output(request_id) for request_id, job in self._complete(prepared, services, use_tqdm).items()]
 
     def _complete(
-        self, prepared: list[PreparedPrompt], use_tqdm: bool, pooling: Pooling | None = None
+        self,
+        prepared: list[PreparedPrompt],
+        services: list[dict[str, Any]],
+        use_tqdm: bool,
+        pooling: Pooling | None = None,
     ) -> dict[str, _Job]:
         """All prompts through the engine; finished jobs by request id, in the order given."""
         jobs = {f"offline-{next(self._ids)}": _Job(prompt, self._text.generations(prompt)) for prompt in prepared}
         live = dict(jobs)
+        eos_token_ids = list(self._text.eos_token_ids)
         try:
-            for request_id, job in jobs.items():
-                eos_token_ids = list(self._text.eos_token_ids)
-                self._engine.add(
-                    Request(request_id, job.prompt.token_ids, job.prompt.params, eos_token_ids, pooling=pooling)
-                )
+            for (request_id, job), service in zip(jobs.items(), services, strict=True):
+                ids, params = job.prompt.token_ids, job.prompt.params
+                self._engine.add(Request(request_id, ids, params, eos_token_ids, pooling=pooling, **service))
             with tqdm(total=len(jobs), desc="prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
                 while self._engine.has_work:
                     for delta in self._engine.step():
@@ -239,6 +280,15 @@ def _as_list(prompts: Any) -> list:
     ):
         return [prompts]
     return list(prompts)
+
+
+def _each(name: str, value: Any, count: int) -> list[Any]:
+    """One for each of ``count`` prompts, of one for all or one for each."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"expected one {name} or {count}, one for each prompt; got {len(value)}")
+    return list(value)
 
 
 class _LoadBar:

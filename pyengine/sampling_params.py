@@ -74,8 +74,10 @@ RANGES = {
     "repetition_penalty": Range(0.001, 10.0),  # it divides logits, and they must stay finite
     "logprobs": Range(0, MAX_LOGPROBS, is_int=True),
     "prompt_logprobs": Range(0, MAX_LOGPROBS, is_int=True),
+    "truncate_prompt_tokens": Range(-1, MAX_TOKENS, is_int=True),
 }
-UNLESS_NONE = frozenset(("seed", "max_tokens", "logprobs", "prompt_logprobs"))  # None says something of its own here
+# None says something of its own here.
+UNLESS_NONE = frozenset(("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens"))
 TOKEN_ID = Range(0, (1 << 31) - 1, is_int=True)
 BIAS = Range(-100.0, 100.0)
 # The most entries of each list.
@@ -119,6 +121,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         thinking: what may come before the output that ``grammar`` binds, and how long it may be.
         logprobs: report this many of the likeliest tokens at each output token (0: the drawn one alone); None: none.
         prompt_logprobs: the same at each token of the prompt but the first.
+        truncate_prompt_tokens: keep only so many of the prompt's last tokens (-1: as many as leave room for
+            max_tokens); None: all. Done, and None again, where the request is checked.
     """
 
     n: int = 1
@@ -144,6 +148,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
     structured_outputs: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     grammar: str | None = None

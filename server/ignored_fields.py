@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from flask import Flask, Response, g, request
 
-from pyengine.text.unknown_fields import ignoring
+from pyengine.text.unknown_fields import MORE, ignoring
 from server import console
 from server.request_id import ENVIRON_KEY
 
@@ -46,7 +46,7 @@ def _listed(names: Sequence[str]) -> str:
         shown = quote(name, safe=_PLAIN, errors="replace")
         length += len(shown) + 2
         if length > MAX_HEADER_CHARS:
-            return ", ".join([*listed, "..."])
+            return ", ".join([*listed, MORE])
         listed.append(shown)
     return ", ".join(listed)
 

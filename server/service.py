@@ -25,7 +25,7 @@ from server.threads import Computation
 
 Prepared = TypeVar("Prepared")
 # What may ask for a grammar, which may take a tenth of a second.
-COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"format"')
+COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"strict"', b'"format"')
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 

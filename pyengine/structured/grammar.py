@@ -1,43 +1,46 @@
 """What a client asks for, as one serialised grammar; or a RequestError that says why it cannot be.
 
-Every kind goes through the same budgets: characters of source, nesting, and the limits inside llguidance, which bound
-its automata by states and fuel, not by a clock. The result is a string, so it travels to the engine as any parameter
-does.
+The result is a string, so it travels to the engine as any parameter does. It is made and checked in a process of its
+own (compiler_process.py), and remembered: agents send the same schema with every request.
 """
 
 from __future__ import annotations
 
 import json
-from functools import cache, lru_cache
+from functools import lru_cache
+from types import NoneType
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-
 from pyengine.errors import RequestError
-from pyengine.structured.depth import TooDeep, check_rules_depth, check_schema_depth
-from pyengine.structured.schema_width import TooWide, check_width
+from pyengine.structured.compiler_process import CompilerProcesses
 
 MAX_SOURCE_CHARS = 1 << 18
 MAX_CHOICES = 4096
-MAX_ITEMS_IN_ROW = 2000
+MAX_WHITESPACE_CHARS = 256
 KINDS = ("json", "json_object", "regex", "choice", "grammar")
+SPACING = ("whitespace_pattern", "disable_any_whitespace")  # of JSON
+FIELDS = (*KINDS, *SPACING)
+
+_processes = CompilerProcesses()
+_compiled = lru_cache(maxsize=256)(_processes.compile)
 
 
 def compile_grammar(spec: dict[str, Any], param: str = "structured_outputs") -> str:
     """The grammar for a specification with exactly one of: json (a schema as object or text), json_object (true),
-    regex, choice (a list of strings), grammar (Lark). Raises RequestError naming what is wrong with it.
+    regex, choice (a list of strings), grammar (Lark). Beside either JSON: whitespace_pattern (a regular expression) or
+    disable_any_whitespace (true). Raises RequestError naming what is wrong with it.
     """
     given = [kind for kind in KINDS if spec.get(kind) not in (None, False)]
-    unknown = next((key for key in spec if key not in KINDS), None)
+    unknown = next((key for key in spec if key not in FIELDS), None)
     if unknown is not None:
-        raise RequestError(f"{param} has no field {unknown[:80]!r}; it has {', '.join(KINDS)}", param=param)
+        raise RequestError(f"{param} has no field {unknown[:80]!r}; it has {', '.join(FIELDS)}", param=param)
     if len(given) != 1:
         raise RequestError(f"{param} needs exactly one of {', '.join(KINDS)}, got {len(given)}", param=param)
     kind = given[0]
     source = _source_text(kind, spec[kind], param)
     if len(source) > MAX_SOURCE_CHARS:
         raise RequestError(f"{param}.{kind} may have {MAX_SOURCE_CHARS} characters, got {len(source)}", param=param)
-    grammar, problem = _compile(kind, source)
+    grammar, problem = _compiled(kind, source, _whitespace(spec, kind, param))
     if problem:
         raise RequestError(f"{param}.{kind} cannot be used: {' '.join(problem.split())[:500]}", param=param)
     return grammar
@@ -60,86 +63,28 @@ def _source_text(kind: str, value: Any, param: str) -> str:
     return value
 
 
+def _whitespace(spec: dict[str, Any], kind: str, param: str) -> str | None:
+    """The pattern of what may stand between the tokens of JSON: "" for nothing, None for what is usual."""
+    pattern, disabled = (spec.get(name) for name in SPACING)
+    given = next((name for name in SPACING if spec.get(name) not in (None, False)), None)
+    if not isinstance(disabled, (bool, NoneType)):
+        raise RequestError(f"{param}.disable_any_whitespace must be a boolean, got {disabled!r:.80}", param=param)
+    if given is None:
+        return None
+    if kind not in ("json", "json_object"):
+        raise RequestError(f"{param}.{given} is for json and json_object, got {kind}", param=param)
+    if disabled:
+        if pattern is not None:
+            raise RequestError(f"{param} has both whitespace_pattern and disable_any_whitespace", param=param)
+        return ""
+    if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_WHITESPACE_CHARS:
+        text = f"{param}.whitespace_pattern must be a regular expression of at most {MAX_WHITESPACE_CHARS} characters"
+        raise RequestError(f"{text}, got {pattern!r:.80}", param=param)
+    return pattern
+
+
 def _dump(value: Any, param: str) -> str:
     try:
         return json.dumps(value, sort_keys=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise RequestError(f"{param} holds something that is not JSON", param=param) from None
-
-
-@lru_cache(maxsize=256)
-def _compile(kind: str, source: str) -> tuple[str, str]:
-    """(grammar, "") or ("", what is wrong). Cached by content: agents send the same schema with every request."""
-    problem = _depth_problem(kind, source)
-    if problem:
-        return "", problem
-    try:
-        if kind in ("json", "json_object"):
-            schema = source or '{"type": "object"}'
-            grammar = LLMatcher.grammar_from_json_schema(schema)
-        elif kind == "regex":
-            grammar = LLMatcher.grammar_from_regex(source)
-        elif kind == "choice":
-            # One terminal: an automaton. As rules, more than a few hundred choices are too many for the parser.
-            choices = " | ".join(json.dumps(item) for item in json.loads(source))
-            grammar = LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
-        else:
-            grammar = LLMatcher.grammar_from_lark(source)
-    except (ValueError, RecursionError) as error:
-        return "", str(error)
-    problem = _problem(kind, grammar)
-    if kind == "json" and not problem:
-        problem = _width_problem(source)
-    return ("", problem) if problem else (grammar, "")
-
-
-def _depth_problem(kind: str, source: str) -> str:
-    """Why llguidance must not even look at it; "" where it may."""
-    try:
-        if kind == "json":
-            check_schema_depth(json.loads(source))
-        elif kind == "grammar":
-            check_rules_depth(source)
-    except TooDeep as error:
-        return str(error)
-    except RecursionError:
-        return "it is nested too deeply"
-    except ValueError as error:
-        return f"it is not JSON: {error}"
-    return ""
-
-
-def _problem(kind: str, grammar: str) -> str:
-    """Why the grammar cannot be used, "" where it can. It is made, and asked over bytes what may come first and behind
-    an opened object or list: a schema may be well formed and yet need more than the limits there, or match nothing.
-    """
-    if kind == "grammar":  # may name token ids, which only the model's vocabulary has
-        problem = LLMatcher.validate_grammar(grammar, limits=parser_limits())
-        return "" if problem.startswith("WARNING") else problem
-    matcher = LLMatcher(_bytes_as_tokens(), grammar, log_level=0, limits=parser_limits())
-    for opening in ("", "{", "["):
-        if matcher.get_error():
-            break
-        if not opening or matcher.try_consume_tokens([ord(opening)]):
-            matcher.compute_bitmask()
-    problem = matcher.get_error().partition("<state>")[0].strip()
-    return "nothing matches it" if problem.startswith("NoExtension") else problem
-
-
-def _width_problem(schema: str) -> str:
-    """Why a well-formed schema could fail further on, where ``_problem`` does not look; "" where it could not."""
-    try:
-        check_width(json.loads(schema), MAX_ITEMS_IN_ROW)
-    except TooWide as error:
-        return str(error)
-    return ""
-
-
-@cache
-def _bytes_as_tokens() -> LLTokenizer:
-    return LLTokenizer("byte")
-
-
-def parser_limits() -> LLParserLimits:
-    """Bounds of the automata, for checking here and for matching in the engine alike."""
-    return LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_items_in_row=MAX_ITEMS_IN_ROW)

@@ -18,7 +18,7 @@ from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from pyengine.sampling_params import Thinking
-from pyengine.structured.grammar import parser_limits
+from pyengine.structured.compiler import parser_limits
 from pyengine.structured.supply import MatcherSupply
 from pyengine.structured.thinking import MarkTokens, ThinkingGrammar
 from pyengine.structured.thinking_budget import Unbound

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from pyengine.errors import ModelError, RequestError
 from pyengine.text.messages import check_messages
 from pyengine.text.template_sandbox import TemplateEnvironment, TemplateLimitError
 from pyengine.text.tokenizer import Tokenizer
+from pyengine.text.unknown_fields import unknown_field
 
 MAX_SOURCE = 1 << 20  # characters
 
@@ -28,6 +30,9 @@ _MARK = "pyengine-probe"
 
 class ChatTemplate:
     """A compiled template. ``variables`` are always there for it, such as ``bos_token``.
+
+    Attributes:
+        open_variables: names that the template looks at and that a request may set.
 
     Raises ModelError when the source is not a template.
     """
@@ -40,8 +45,11 @@ class ChatTemplate:
         self._environment = TemplateEnvironment()
         try:
             self._template = self._environment.from_string(source)
+            names = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
         except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
             raise ModelError(f"the chat template does not compile: {error}") from None
+        closed = RESERVED | self._variables.keys() | self._environment.globals.keys()
+        self.open_variables = {name for name in names - closed if not name.endswith("_token")}  # the tokenizer's
         self._knows_developer = "developer" in source
         self.accepts_string = self._shows(_MARK)
         self.accepts_parts = self._shows([{"type": "text", "text": _MARK}])
@@ -56,7 +64,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt text; raises RequestError when messages are wrong or the template refuses them.
 
-        ``variables`` are the client's; a mapping, so that none of its names can reach our own arguments. With
+        ``variables`` are the client's; a mapping, so that none of its names can reach our own arguments. One that the
+        template does not look at is an unknown field: setting it would change nothing. With
         ``continue_final_message`` the prompt ends where the content of the last message ends.
         """
         checked = check_messages(messages)
@@ -76,6 +85,10 @@ class ChatTemplate:
         reserved = next((name for name in variables if name in RESERVED or name in self._variables), None)
         if reserved is not None:
             raise RequestError(f"chat_template_kwargs cannot set {reserved}", param=f"chat_template_kwargs.{reserved}")
+        for name in variables.keys() - self.open_variables:
+            has = ", ".join(sorted(self.open_variables)) or "none"
+            path = f"chat_template_kwargs.{name}"
+            unknown_field(path, f"this model's chat template has no variable {name!r:.80} (it has: {has[:400]})")
         try:
             return self._render(prepared, add_generation_prompt, tools, variables)
         except jinja2.TemplateError as error:

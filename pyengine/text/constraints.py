@@ -8,6 +8,7 @@ import msgspec
 
 from pyengine.errors import RequestError
 from pyengine.sampling_params import SamplingParams
+from pyengine.structured.grammar import FIELDS, compile_grammar
 from pyengine.text.unknown_fields import unknown_field
 
 
@@ -18,14 +19,12 @@ def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[
         return None
     if structured_outputs is not None and spec is not None:
         raise RequestError("give either response_format or structured_outputs, not both", param="structured_outputs")
-    from pyengine.structured.grammar import KINDS, compile_grammar  # llguidance is loaded when somebody needs it
-
     if spec is not None:
         return compile_grammar(spec, "response_format")
-    for unknown in structured_outputs.keys() - set(KINDS):
-        text = f"structured_outputs has no field {unknown!r:.80}; it has {', '.join(KINDS)}"
+    for unknown in structured_outputs.keys() - set(FIELDS):
+        text = f"structured_outputs has no field {unknown!r:.80}; it has {', '.join(FIELDS)}"
         unknown_field(f"structured_outputs.{unknown}", text, param="structured_outputs")
-    known = {kind: structured_outputs[kind] for kind in KINDS if kind in structured_outputs}
+    known = {name: structured_outputs[name] for name in FIELDS if name in structured_outputs}
     return compile_grammar(known, "structured_outputs")
 
 

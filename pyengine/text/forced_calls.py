@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
+from pyengine.structured.grammar import compile_grammar
+from pyengine.structured.whitespace import json_rule
 from pyengine.text.strict_tools import special_token
 from pyengine.text.tokenizer import Tokenizer
 from pyengine.text.tool_formats import ToolFormat
@@ -34,20 +35,18 @@ def forced_format(offer: Offer, tool_format: ToolFormat, parallel: bool) -> Tool
 
 def forced_grammar(offer: Offer, tool_format: ToolFormat, parallel: bool, tokenizer: Tokenizer) -> str:
     """The grammar of an answer that calls the offer's forced tools. Raises RequestError for a schema that cannot be."""
-    from pyengine.structured.grammar import compile_grammar
-
     schema = call_schema(offer.forced)
     one = compile_grammar({"json": schema}, "tools")
     if not forces_several(offer, tool_format, parallel):
         return one
-    return compile_grammar({"grammar": _lark(schema, tool_format, tokenizer)}, "tools")
+    return compile_grammar({"grammar": _lark(json_rule(schema), tool_format, tokenizer)}, "tools")
 
 
-def _lark(schema: dict[str, Any], tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
+def _lark(call: str, tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
     more = f"{{0,{MAX_FORCED_CALLS - 1}}}"
     rules = [
         f"begin: {_mark(tool_format.begin, tokenizer)}",
-        f"one: %json {json.dumps(schema)}",
+        f"one: {call}",
         r"SPACE: /[ \n]{1,2}/",  # what models put between; more would be a place to linger at
     ]
     if tool_format.is_list:

@@ -7,6 +7,7 @@ field that does not fit.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, TypeVar
 
@@ -16,12 +17,14 @@ from pyengine.errors import RequestError
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 MAX_DEPTH = 64
+MAX_SHOWN = 80  # characters of a value in an error
 BEYOND = 1 << 1024  # any double
 
 _decoder = msgspec.json.Decoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONG_NUMBER = re.compile(rb"(?<!\d)\d{309}")  # as 2^1024 has; a text may hold it as well
 _BYTE = re.compile(r"\(byte (\d+)\)")
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d*)")  # of a path; "[...]" is the value of some key
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -93,7 +96,19 @@ def shape(value: dict[str, Any], struct: type[Struct]) -> Struct:
         where = _AT.search(text)
         path = where.group(1) if where else None
         message = text[: where.start()] if where else text
-        raise RequestError(f"{path}: {message}" if path else message, param=path or _missing(message)) from None
+        shown = f"{path}: {message}{_shown(value, path)}" if path else message
+        raise RequestError(shown, param=path or _missing(message)) from None
+
+
+def _shown(value: Any, path: str) -> str:
+    """What stands at the path of an error, as " (...)"; nothing where that does not lead there (a key of an object)."""
+    try:
+        for name, index in _STEP.findall(path):
+            value = value[name] if name else value[int(index)]
+        text = json.dumps(value, ensure_ascii=False)
+    except (KeyError, IndexError, TypeError, ValueError):  # also an integer of thousands of digits
+        return ""
+    return f" ({text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '...'})"
 
 
 def with_integers(value: Any) -> Any:

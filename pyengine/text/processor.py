@@ -128,19 +128,28 @@ class TextProcessor:
 
     def anthropic(self, body: bytes) -> PreparedRequest:
         """A /v1/messages body, parsed, checked, rendered and tokenised."""
-        chat = parse_messages(body, self.limits)
-        if self._thinking is None:  # whether a model thinks is up to its template there; one that does not keeps any
-            chat.thinking_token_budget = None
+        chat = self._think_as_it_can(parse_messages(body, self.limits))
         with renamed(anthropic.NAMES):
             return self.prepare_chat(chat)
 
     def anthropic_count(self, body: bytes) -> int:
         """How many tokens the prompt of a /v1/messages body has."""
-        request = parse_count(body, self.limits)
+        request = self._think_as_it_can(parse_count(body, self.limits))
         validation.check_model(request.model, self.served_names)
         with renamed(anthropic.NAMES):
             text = self._render_chat(request, self._tools(request.tools, request.tool_choice))
         return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _think_as_it_can(self, chat: ChatRequest) -> ChatRequest:
+        """A request of Anthropic's, where thinking is up to the template: one without a switch has none to turn, and
+        one that does not think keeps any budget.
+        """
+        template = self.text.chat_template
+        if template is not None and not (chat.chat_template_kwargs or {}).keys() <= template.open_variables:
+            chat.chat_template_kwargs = None
+        if self._thinking is None:
+            chat.thinking_token_budget = None
+        return chat
 
     def prepare_chat(self, request: ChatRequest) -> PreparedRequest:
         params = self._check(request, num_prompts=1)
@@ -152,7 +161,7 @@ class TextProcessor:
         params = self._forced(offer, params, request.parallel_tool_calls)
         # The template writes special tokens itself; another BOS in front would be a second one.
         ids = self.tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
-        ids = self._truncated(request, ids, params)
+        ids = self._truncated(ids, params.truncate_prompt_tokens, params)
         form = dataclasses.replace(self._form(request), message=self._message_form(request, offer, text, continued))
         return self._prepared(request, [self._prompt(ids, params, text, "messages")], form)
 
@@ -262,7 +271,7 @@ class TextProcessor:
         """A /v1/embeddings body, parsed, checked and tokenised."""
         request = validation.parse(body, EmbeddingRequest, self.limits)
         validation.check_model(request.model, self.served_names)
-        validation.check_service(request, self.limits)
+        validation.check_service(request.priority, request.cache_salt, self.limits)
         validation.check_dimensions(request.dimensions, self.limits)
         inputs = validation.split_prompts(request.input, "input")
         validation.check_counts(len(inputs), 1, self.limits, "input")
@@ -294,7 +303,7 @@ class TextProcessor:
         prepared, num_tokens = [], 0
         for prompt in prompts:
             ids, text = self._ids_of(prompt, special, param)
-            kept = self._truncated(request, ids, params)
+            kept = self._truncated(ids, request.truncate_prompt_tokens, params)
             prepared.append(self._prompt(kept, params, text if kept == ids else None, param))
             num_tokens += len(prepared[-1].token_ids)
             if num_tokens > self.limits.max_prompt_tokens:
@@ -307,7 +316,8 @@ class TextProcessor:
     ) -> PreparedPrompt:
         """One prompt, text or ids, with parameters that were checked by ``check_params``."""
         ids, text = self._ids_of(prompt, add_special_tokens)
-        return self._prompt(ids, params, text)
+        kept = self._truncated(ids, params.truncate_prompt_tokens, params)
+        return self._prompt(kept, params, text if kept == ids else None)
 
     def _ids_of(
         self, prompt: str | Sequence[int], add_special_tokens: bool, param: str = "prompt"
@@ -337,7 +347,9 @@ class TextProcessor:
         text = self.render(messages, variables, opens, continue_final_message, offered)
         continued = validation.continued_text(messages, continue_final_message)
         params = self._behind_thinking(params, text, self._budget(thinking_token_budget), continued)
-        return self._prompt(self.tokenizer.encode(text, add_special_tokens=False), params, text, "messages")
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self._truncated(ids, params.truncate_prompt_tokens, params)
+        return self._prompt(ids, params, text, "messages")
 
     def prepare_offline(self, prompt: object, params: SamplingParams) -> PreparedPrompt:
         """A prompt as ``LLM.generate`` takes it: text, ids, ``{"prompt": ...}`` or ``{"prompt_token_ids": ...}``."""
@@ -404,10 +416,7 @@ class TextProcessor:
         validation.check_token_ids(token_ids, self.limits, param, num_more=params.max_tokens != 0)
         return PreparedPrompt(token_ids, validation.complete_params(params, len(token_ids), self.limits), text)
 
-    def _truncated(
-        self, request: ChatRequest | CompletionRequest | EmbeddingRequest, token_ids: list[int], params: SamplingParams
-    ) -> list[int]:
-        num_kept = request.truncate_prompt_tokens
+    def _truncated(self, token_ids: list[int], num_kept: int | None, params: SamplingParams) -> list[int]:
         return validation.truncate(token_ids, num_kept, params, self.tokenizer.bos_token_id, self.limits)
 
     def _form(self, request: ChatRequest | CompletionRequest) -> AnswerForm:

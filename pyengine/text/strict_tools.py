@@ -13,6 +13,8 @@ import json
 from typing import Any
 
 from pyengine.errors import RequestError
+from pyengine.structured.grammar import compile_grammar
+from pyengine.structured.whitespace import json_rule
 from pyengine.text.tokenizer import Tokenizer
 from pyengine.text.tool_formats import ToolFormat
 from pyengine.text.tools import Offer, call_schema
@@ -30,14 +32,12 @@ def strict_grammar(offer: Offer, tool_format: ToolFormat, tokenizer: Tokenizer) 
             "without a mark, so there is no place where a grammar could begin",
             param=f"tools[{offer.first_strict}].function.strict",
         )
-    from pyengine.structured.grammar import compile_grammar
-
     schema = call_schema(_loosened(tool, i in offer.strict) for i, tool in enumerate(offer.tools))
     compile_grammar({"json": schema}, "tools")  # by itself, which finds what only shows where it is used
-    return compile_grammar({"grammar": _lark(schema, tool_format, tokenizer)}, "tools")
+    return compile_grammar({"grammar": _lark(json_rule(schema), tool_format, tokenizer)}, "tools")
 
 
-def _lark(schema: dict[str, Any], tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
+def _lark(call: str, tool_format: ToolFormat, tokenizer: Tokenizer) -> str:
     begin, end = (special_token(mark, tokenizer) for mark in (tool_format.begin, tool_format.end))
     calls = "one" if not tool_format.is_list else "(one | list)"
     rules = [
@@ -45,7 +45,7 @@ def _lark(schema: dict[str, Any], tool_format: ToolFormat, tokenizer: Tokenizer)
         f"call: begin SPACE? {calls}" + (" SPACE? end" if tool_format.end else ""),
         "begin: found" + (f" | TEXT {begin}" if begin else ""),
         f"found[lazy]: TEXT {json.dumps(tool_format.begin)}",
-        f"one: %json {json.dumps(schema)}",
+        f"one: {call}",
         r"TEXT: /(?s:.*)/",
         r"SPACE: /[ \t\r\n]+/",
     ]

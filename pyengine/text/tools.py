@@ -82,6 +82,8 @@ def call_schema(tools: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for tool in tools:
         function = tool["function"]
         parameters = dict(function["parameters"])
+        if parameters == _NO_PARAMETERS:  # a model that may write more invents some
+            parameters["additionalProperties"] = False
         for key in ("$defs", "definitions"):
             found = parameters.pop(key, None) or {}
             if not isinstance(found, dict):

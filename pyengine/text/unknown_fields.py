@@ -14,7 +14,8 @@ from typing import Any
 from pyengine.errors import RequestError
 
 POLICIES = ("error", "warn")
-MAX_NOTED = 100  # further names are left out as well, but nobody needs to read them
+MAX_NOTED = 100  # further ones are left out as well, and stand as MORE at the end
+MORE = "..."
 
 _noted: ContextVar[list[str] | None] = ContextVar("ignored_fields", default=None)
 
@@ -40,8 +41,9 @@ def unknown_field(path: str, message: str, param: str | None = None) -> None:
     names = _noted.get()
     if names is None:
         raise RequestError(message, param=(param or path)[:120])
-    if len(names) < MAX_NOTED and path not in names:
-        names.append(path[:200])
+    shown = path[:200]
+    if len(names) <= MAX_NOTED and shown not in names:
+        names.append(shown if len(names) < MAX_NOTED else MORE)
 
 
 def known_only(value: dict[str, Any], known: Collection[str], where: str, param: str | None = None) -> dict[str, Any]:

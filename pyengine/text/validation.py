@@ -27,7 +27,7 @@ from pyengine.sampling_params import (
     SamplingParams,
 )
 from pyengine.text.constraints import grammar_of
-from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, select_fields
+from pyengine.text.fields import ChatRequest, CompletionRequest, TokenizeRequest, select_fields
 from pyengine.text.json_body import parse_object, shape, with_integers
 from pyengine.text.message import MessageForm
 from pyengine.text.tokenizer import check_encodable
@@ -257,19 +257,21 @@ def _chat_logprobs(request: ChatRequest) -> int | None:
 
 def check_options(request: ChatRequest | CompletionRequest, limits: Limits) -> None:
     """Stream options, priority, salt, and what does not go together."""
-    check_service(request, limits)
+    check_service(request.priority, request.cache_salt, limits)
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is only allowed with stream: true", param="stream_options")
     if request.prompt_logprobs is not None and request.stream:
         raise RequestError("prompt_logprobs is not allowed with stream: true", param="prompt_logprobs")
 
 
-def check_service(request: ChatRequest | CompletionRequest | EmbeddingRequest, limits: Limits) -> None:
-    """Priority and salt."""
-    RANGES["priority"].check("priority", request.priority)
-    if len(request.cache_salt) > limits.max_cache_salt_chars:
+def check_service(priority: int, cache_salt: str, limits: Limits) -> None:
+    """What is said of a request's service, not of its answer."""
+    RANGES["priority"].check("priority", priority)
+    if not isinstance(cache_salt, str):
+        raise RequestError(f"cache_salt must be a string, got {cache_salt!r:.80}", param="cache_salt")
+    if len(cache_salt) > limits.max_cache_salt_chars:
         raise RequestError(
-            f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(request.cache_salt)}",
+            f"cache_salt may have at most {limits.max_cache_salt_chars} characters, got {len(cache_salt)}",
             param="cache_salt",
         )
 
@@ -317,7 +319,8 @@ def check_prompt_alone(request: TokenizeRequest) -> None:
 def truncate(
     token_ids: list[int], num_kept: int | None, params: SamplingParams, bos_token_id: int | None, limits: Limits
 ) -> list[int]:
-    """The last ``num_kept`` ids (-1: as many as leave room for max_tokens) and the BOS before them, if there was one.
+    """The last ``num_kept`` ids (-1: as many as leave room for max_tokens), the first of them the BOS where one stood
+    at the beginning and nowhere else: with some models it opens every message.
 
     Only what was asked for is cut off; None cuts nothing.
     """
@@ -332,7 +335,7 @@ def truncate(
         )
     if len(token_ids) <= num_kept:
         return token_ids
-    if token_ids[0] == bos_token_id and num_kept > 1:
+    if token_ids[0] == bos_token_id and num_kept > 1 and bos_token_id not in token_ids[1:]:
         return [bos_token_id, *token_ids[len(token_ids) - num_kept + 1 :]]
     return token_ids[-num_kept:]
 
@@ -424,5 +427,10 @@ def complete_params(params: SamplingParams, num_prompt_tokens: int, limits: Limi
     seed = secrets.randbits(63) if params.seed is None else params.seed
     temperature = params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0
     return msgspec.structs.replace(
-        params, temperature=temperature, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=seed
+        params,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        min_tokens=min(params.min_tokens, max_tokens),
+        seed=seed,
+        truncate_prompt_tokens=None,
     )

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pyengine.sampling_params import TOKEN_ID
+from pyengine.structured import grammar
 from pyengine.text import anthropic, messages, responses, tools
 from pyengine.text.anthropic import CountRequest, MessagesRequest
 from pyengine.text.fields import ChatRequest, CompletionRequest, EmbeddingRequest, StreamOptions, TokenizeRequest
@@ -112,14 +113,14 @@ def _response_format() -> Schema:
 
 
 def _structured_outputs() -> Schema:
-    from pyengine.structured.grammar import KINDS, MAX_CHOICES  # loads llguidance
-
     schemas = {
         "json": either(OBJECT, STRING),
         "json_object": {"type": "boolean"},
-        "choice": array({"type": "string", "minLength": 1}, least=1, most=MAX_CHOICES),
+        "choice": array({"type": "string", "minLength": 1}, least=1, most=grammar.MAX_CHOICES),
+        "whitespace_pattern": {"type": "string", "minLength": 1, "maxLength": grammar.MAX_WHITESPACE_CHARS},
+        "disable_any_whitespace": {"type": "boolean"},
     }
-    return obj({}, {kind: schemas.get(kind, STRING) for kind in KINDS})
+    return obj({}, {name: schemas.get(name, STRING) for name in grammar.FIELDS})
 
 
 def _stream_options() -> Schema:

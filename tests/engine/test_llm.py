@@ -65,6 +65,54 @@ def test_prompt_logprobs(llm):
     assert [next(iter(each)) for each in scored.prompt_logprobs[1:]] == whole[1:]
 
 
+def test_truncated_prompts(llm):
+    ids = llm.get_tokenizer().encode("one two three four five six seven eight")
+    cut = SamplingParams(temperature=0.0, max_tokens=2, truncate_prompt_tokens=3)
+    output = llm.generate(ids, cut, use_tqdm=False)[0]
+    assert output.prompt_token_ids == ids[-3:] and output.prompt is None
+    long = SamplingParams(temperature=0.0, max_tokens=2, truncate_prompt_tokens=-1)
+    assert len(llm.generate(ids * 100, long, use_tqdm=False)[0].prompt_token_ids) == 510
+    messages = [{"role": "user", "content": "one two three " * 50}]
+    four = SamplingParams(temperature=0.0, max_tokens=2, truncate_prompt_tokens=4)
+    prompt = llm.chat(messages, four, use_tqdm=False)[0].prompt_token_ids  # the BOS of this model begins every message
+    assert len(prompt) == 4 and prompt == llm.get_tokenizer().encode("<|im_start|>assistant\n", False)
+    assert llm.embed([ids, ids[-3:]], truncate_prompt_tokens=3, use_tqdm=False)[0].prompt_token_ids == ids[-3:]
+    with pytest.raises(RequestError, match=r"truncate_prompt_tokens must be -1 or in \[1, 511\], got 512"):
+        llm.generate(ids, SamplingParams(truncate_prompt_tokens=512), use_tqdm=False)
+
+
+def test_a_salt_parts_the_prefix_cache(llm):
+    prompt = "Salted and unsalted butter taste different in the end, " * 4
+    cached = [
+        llm.generate(prompt, GREEDY, use_tqdm=False, cache_salt=salt)[0].num_cached_tokens
+        for salt in ("a", "b", "a", "b", "")
+    ]
+    assert cached[:2] == [0, 0] and cached[2] == cached[3] > 0 and cached[4] == 0
+    with pytest.raises(RequestError, match="cache_salt may have at most 128"):
+        llm.generate(prompt, GREEDY, use_tqdm=False, cache_salt="x" * 129)
+
+
+def test_the_first_in_priority_is_first_done(llm):
+    prompts, order = [f"Prompt number {i} says" for i in range(48)], []  # three times what runs at once
+    step = llm.engine.step
+
+    def watched():
+        deltas = step()
+        order.extend(delta.request_id for delta in deltas if delta.finish_reason is not None)
+        return deltas
+
+    llm.engine.step = watched
+    try:
+        outputs = llm.generate(prompts, GREEDY, use_tqdm=False, priority=[5] * 47 + [-1])
+    finally:
+        del llm.engine.step
+    assert order.index(outputs[-1].request_id) < 16
+    with pytest.raises(ValueError, match="one priority or 48"):
+        llm.generate(prompts, GREEDY, use_tqdm=False, priority=[1])
+    with pytest.raises(RequestError, match="priority"):
+        llm.generate(prompts, GREEDY, use_tqdm=False, priority=1 << 40)
+
+
 TEXTS = ["The cat sat on the mat.", "A cat was sitting on a rug.", "Rates rose."]
 
 

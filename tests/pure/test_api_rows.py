@@ -18,7 +18,7 @@ from pyengine.text.processor import ModelText, TextProcessor
 from pyengine.text.validation import Limits
 
 BPE = bpe_tokenizer()
-TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{# <tool_call> </think> #}", {})
+TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{{a}}{# <tool_call> </think> #}")
 LIMITS = Limits(max_model_len=4096, vocab_size=BPE.vocab_size, hidden_size=64)
 TEXT = TextProcessor(ModelText(BPE, TEMPLATE), LIMITS, ["served"], splits_reasoning=True)
 USER = {"role": "user", "content": "hi"}
@@ -81,7 +81,7 @@ CHAT = {
     "parallel_tool_calls": ([False], [0]),
     "add_generation_prompt": ([True, False], [1]),
     "continue_final_message": ([True], [{"continue_final_message": True, "add_generation_prompt": True}, 1]),
-    "chat_template_kwargs": ([{"a": 1, "b": None}], [{"a": []}, 5]),
+    "chat_template_kwargs": ([{"a": 1}, {"a": None}], [{"a": []}, {"b": 1}, 5]),
     "reasoning_effort": (["medium"], ["none", "high", "very", 5]),
     "include_reasoning": ([True, False], [1]),
     "thinking_token_budget": ([-1, 0, 1000], [-2, 2**24 + 1, 0.5]),

@@ -52,9 +52,12 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize("source", [CHATML, RICH], ids=["chatml", "rich"])
+@pytest.mark.parametrize(
+    ("source", "extra"),
+    [(CHATML, {}), (RICH, {}), (RICH, {"enable_thinking": False})],
+    ids=["chatml", "rich", "rich-enable_thinking"],
+)
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-@pytest.mark.parametrize("extra", [{}, {"enable_thinking": False}], ids=str)
 def test_renders_as_transformers_does(tmp_path, source, add_generation_prompt, extra):
     from transformers import AutoTokenizer
 
@@ -149,6 +152,8 @@ def test_errors_of_a_template_are_the_requests():
         ChatTemplate(RICH).render([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
     with pytest.raises(RequestError, match="ZeroDivisionError"):
         ChatTemplate("{{ 1 // (messages|length - 1) }}").render([{"role": "user", "content": "a"}])
+    with pytest.raises(RequestError, match=r"no variable 'enable_think' \(it has: enable_thinking, undefined_thing"):
+        ChatTemplate(RICH).render([{"role": "user", "content": "a"}], variables={"enable_think": True})
     with pytest.raises(RequestError, match="chat_template_kwargs cannot set bos_token"):
         ChatTemplate(CHATML, {"bos_token": "<s>"}).render(
             [{"role": "user", "content": "a"}], variables={"bos_token": "x"}

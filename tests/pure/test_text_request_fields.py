@@ -10,6 +10,8 @@ from text_helpers import bpe_tokenizer
 
 from pyengine.errors import RequestError
 from pyengine.text.chat_template import ChatTemplate
+from pyengine.text.fields import CompletionRequest
+from pyengine.text.json_body import shape
 from pyengine.text.processor import ModelText, TextProcessor
 from pyengine.text.validation import AnswerForm, Limits
 
@@ -204,3 +206,20 @@ def test_numbers_beyond_a_double_are_refused_where_larger_ones_are_clamped():
         with pytest.raises(RequestError, match="must be in") as caught:
             endpoint(**{name: 10**400})
         assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"max_tokens": "abc"}, '("abc")'),
+        ({"stop": ["a", {"b": None}]}, 'stop[1]: Expected `str`, got `object` ({"b": null})'),
+        ({"stop_token_ids": [1, "q" * 500]}, f'("{"q" * 79}...)'),
+        ({"logit_bias": {"5": "x"}}, "logit_bias[...]: Expected `float`, got `str`"),
+        ({"model": 10**5000}, "model"),
+    ],
+    ids=["text", "object", "long", "some key", "thousands of digits"],
+)
+def test_a_wrong_type_shows_what_came(fields, shown):
+    with pytest.raises(RequestError) as caught:
+        shape({"prompt": "a", **fields}, CompletionRequest)
+    assert shown in caught.value.message and len(caught.value.message) < 300

@@ -488,6 +488,7 @@ def test_a_forced_call_is_a_grammar():
     for wrong in (
         '{"name": "weather", "arguments": {"city": "Rome"}}',
         '{"name": "x", "arguments": {}}',
+        '{"name": "time", "arguments": {"invented": 1}}',
         "Hello",
         "{}",
     ):

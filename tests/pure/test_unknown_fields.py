@@ -10,7 +10,7 @@ from text_helpers import bpe_tokenizer
 from pyengine.errors import RequestError
 from pyengine.text.chat_template import ChatTemplate
 from pyengine.text.processor import ModelText, TextProcessor
-from pyengine.text.unknown_fields import MAX_NOTED, ignoring
+from pyengine.text.unknown_fields import MAX_NOTED, MORE, ignoring
 from pyengine.text.validation import Limits
 
 BPE = bpe_tokenizer()
@@ -86,6 +86,6 @@ def test_the_list_is_bounded_and_ends_with_its_block():
     body = json.dumps({"prompt": "a", **{f"wat{i}" * 100: 1 for i in range(1000)}}).encode()
     with ignoring() as names:
         TEXT.completion(body)
-    assert len(names) == MAX_NOTED and max(map(len, names)) <= 200
+    assert len(names) == MAX_NOTED + 1 and names[-1] == MORE and max(map(len, names)) <= 200
     with pytest.raises(RequestError):
         TEXT.completion(body)

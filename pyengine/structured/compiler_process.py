@@ -1,0 +1,176 @@
+"""Compiling in processes of their own: what takes one down, or takes too long, is the client's mistake and no more.
+
+llguidance recurses over what it is given, and a stack that overflows ends its process with all its streams; the limits
+of compiler.py keep away what is known to do that, this what is not. A process serves one source after the other:
+
+    parent  -> length, [kind, source, whitespace]      4 bytes, then msgpack
+    child   -> length, ""                              once, when it has imported what it needs
+            -> length, [grammar, problem]
+
+It ends with its parent, whose end of the socket is its standard input.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import posix
+import resource
+import signal
+import struct
+import sys
+import time
+from collections import deque
+
+import msgspec
+
+from pyengine.errors import RequestError
+
+MAX_CPU_S = 2  # for one source; counted by the kernel in whole seconds, so it may be one less
+MAX_WAIT_S = 20  # for one on a machine that is busy with other things, and for a process to start
+MAX_MEMORY_BYTES = 4 << 30  # of addresses
+MAX_IDLE = 4  # processes kept for the next source
+MAX_MESSAGE_BYTES = 64 << 20
+_TIMEOUT = struct.pack("ll", MAX_WAIT_S, 0)
+
+Result = tuple[str, str]  # grammar, problem; one of them is ""
+
+
+class CompilerProcesses:
+    """As many processes as threads ask at a time. May be called from any thread."""
+
+    def __init__(self) -> None:
+        self._idle: deque[_Process] = deque()  # its ends are taken and given atomically
+        os.register_at_fork(after_in_child=self._forget)
+
+    def compile(self, kind: str, source: str, whitespace: str | None) -> Result:
+        """``compiler.compile_source``, apart. Raises RequestError (503) when there is no time or process for it."""
+        try:
+            process = self._idle.pop()
+        except IndexError:
+            process = _Process()
+        try:
+            result = process.ask(kind, source, whitespace)
+        except BaseException:
+            process.end()
+            raise
+        if result is None:
+            return "", process.end()
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(process)
+        else:
+            process.end()
+        return result
+
+    def _forget(self) -> None:
+        """Of a fork: the processes are its parent's."""
+        while self._idle:
+            self._idle.pop().hang_up()
+
+
+class _Process:
+    """A child, by the bare modules and file descriptors: in the server ``os`` and ``socket`` are gevent's, which
+    watches children and sockets for one thread alone.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = _socket.socketpair()
+        for option in (_socket.SO_RCVTIMEO, _socket.SO_SNDTIMEO):
+            ours.setsockopt(_socket.SOL_SOCKET, option, _TIMEOUT)
+        self._fd = ours.detach()
+        command = [sys.executable, "-m", "pyengine.structured.compiler_process"]
+        actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        try:
+            self._pid = posix.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+        except OSError as error:
+            self.hang_up()
+            raise _unavailable(f"no process to check it in: {error}") from None
+        finally:
+            theirs.close()
+        if self._receive() is None:
+            raise _unavailable(f"the process to check it in does not start: {self.end()}")
+
+    def ask(self, kind: str, source: str, whitespace: str | None) -> Result | None:
+        """None when the child has ended over it."""
+        try:
+            _send(self._fd, msgspec.msgpack.encode((kind, source, whitespace)))
+        except BlockingIOError:
+            raise _unavailable("the machine is too busy to check it") from None
+        except OSError:
+            return None
+        answer = self._receive()
+        return None if answer is None else msgspec.msgpack.decode(answer, type=Result)
+
+    def hang_up(self) -> None:
+        os.close(self._fd)
+
+    def end(self) -> str:
+        """End the child; how it had ended before, if it had."""
+        self.hang_up()
+        try:
+            pid, status = posix.waitpid(self._pid, os.WNOHANG)
+            if pid == 0:
+                os.kill(self._pid, signal.SIGKILL)
+                posix.waitpid(self._pid, 0)
+        except (ChildProcessError, ProcessLookupError):  # somebody waits for all children
+            pid = 0
+        if pid and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            return f"checking it takes more than {MAX_CPU_S} seconds"
+        return "it ends the process that checks it"
+
+    def _receive(self) -> bytes | None:
+        try:
+            return _receive(self._fd)
+        except BlockingIOError:
+            raise _unavailable(f"it could not be checked within {MAX_WAIT_S} seconds") from None
+        except OSError:
+            return None
+
+
+def _unavailable(reason: str) -> RequestError:
+    return RequestError(f"the grammar cannot be used now: {reason}", status=503)
+
+
+def _send(fd: int, message: bytes) -> None:
+    rest = memoryview(struct.pack("<I", len(message)) + message)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _receive(fd: int) -> bytes | None:
+    """The next message; None when the other side is gone."""
+    head = _read(fd, 4)
+    if head is None:
+        return None
+    (length,) = struct.unpack("<I", head)
+    return _read(fd, length) if length <= MAX_MESSAGE_BYTES else None
+
+
+def _read(fd: int, size: int) -> bytes | None:
+    parts, missing = [], size
+    while missing:
+        part = os.read(fd, min(missing, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def main() -> None:
+    """The child."""
+    from pyengine.structured.compiler import compile_source
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, meant for the parent
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    _send(0, b"")
+    while (message := _receive(0)) is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + MAX_CPU_S, hard))
+        kind, source, whitespace = msgspec.msgpack.decode(message, type=tuple[str, str, str | None])
+        _send(0, msgspec.msgpack.encode(compile_source(kind, source, whitespace)))
+
+
+if __name__ == "__main__":
+    main()

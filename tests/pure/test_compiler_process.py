@@ -1,0 +1,104 @@
+"""Grammars are compiled in processes of their own: what ends one is a refusal, and what comes next is served."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pyengine.errors import RequestError
+from pyengine.structured import compiler_process
+from pyengine.structured.compiler import compile_source
+from pyengine.structured.compiler_process import MAX_IDLE, CompilerProcesses
+
+
+@pytest.fixture
+def processes():
+    made = CompilerProcesses()
+    yield made
+    made._forget()
+
+
+def the_idle(processes: CompilerProcesses) -> int:
+    (process,) = processes._idle
+    return process._pid
+
+
+def test_the_same_as_in_this_process(processes):
+    for arguments in (("regex", "a+", None), ("regex", "(", None), ("json", '{"type": "string"}', "")):
+        assert processes.compile(*arguments) == compile_source(*arguments)
+    assert len(processes._idle) == 1  # one after the other, all by one
+
+
+@pytest.mark.parametrize(
+    ("end", "problem"),
+    [
+        (signal.SIGKILL, "ends the process that checks it"),
+        (signal.SIGSEGV, "ends the process that checks it"),
+        (signal.SIGXCPU, "takes more than 2 seconds"),
+    ],
+)
+def test_what_ends_a_process_is_refused_alone(processes, end, problem):
+    processes.compile("regex", "a", None)
+    os.kill(the_idle(processes), end)
+    time.sleep(0.1)
+    grammar, found = processes.compile("regex", "b", None)
+    assert grammar == "" and problem in found and not processes._idle
+    assert processes.compile("regex", "b", None) == compile_source("regex", "b")
+
+
+def test_a_process_that_does_not_answer_is_given_up(processes, monkeypatch):
+    monkeypatch.setattr(compiler_process, "_TIMEOUT", struct.pack("ll", 1, 0))
+    processes.compile("regex", "a", None)
+    os.kill(the_idle(processes), signal.SIGSTOP)
+    with pytest.raises(RequestError, match="within 20 seconds") as caught:
+        processes.compile("regex", "b", None)
+    assert caught.value.status == 503 and not processes._idle
+    assert processes.compile("regex", "b", None)[0]
+
+
+def test_threads_do_not_wait_for_each_other(processes):
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda i: processes.compile("regex", f"a{{{i}}}", None), range(1, 65)))
+    assert results == [compile_source("regex", f"a{{{i}}}") for i in range(1, 65)]
+    assert 1 <= len(processes._idle) <= MAX_IDLE
+
+
+def test_a_process_is_bounded_in_time_and_memory(processes):
+    processes.compile("regex", "a", None)
+    limits = {}
+    with open(f"/proc/{the_idle(processes)}/limits") as lines:
+        for line in lines:
+            name, soft = line[:26].strip(), line[26:47].strip()
+            limits[name] = soft
+    assert 2 <= int(limits["Max cpu time"]) <= 4 and limits["Max address space"] == str(4 << 30)
+    assert limits["Max core file size"] == "0"
+
+
+def test_a_fork_has_processes_of_its_own(processes):
+    processes.compile("regex", "a", None)
+    pid = os.fork()
+    if pid == 0:
+        fine = not processes._idle and processes.compile("regex", "b", None) == compile_source("regex", "b")
+        processes._forget()
+        os._exit(0 if fine else 1)
+    assert processes.compile("regex", "c", None) == compile_source("regex", "c")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_it_ends_with_its_parent():
+    code = (
+        "from pyengine.structured.compiler_process import CompilerProcesses; made = CompilerProcesses();"
+        "made.compile('regex', 'a', None); print(made._idle[0]._pid)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not os.path.exists(f"/proc/{pid}")
