@@ -28,7 +28,7 @@ from pyengine.errors import RequestError
 
 MAX_CPU_S = 2  # for one source; counted by the kernel in whole seconds, so it may be one less
 MAX_WAIT_S = 20  # for one on a machine that is busy with other things, and for a process to start
-MAX_MEMORY_BYTES = 4 << 30  # of addresses
+MAX_MEMORY_BYTES = 1 << 30  # of addresses
 MAX_IDLE = 4  # processes kept for the next source
 MAX_MESSAGE_BYTES = 64 << 20
 _TIMEOUT = struct.pack("ll", MAX_WAIT_S, 0)

@@ -77,7 +77,7 @@ def test_a_process_is_bounded_in_time_and_memory(processes):
         for line in lines:
             name, soft = line[:26].strip(), line[26:47].strip()
             limits[name] = soft
-    assert 2 <= int(limits["Max cpu time"]) <= 4 and limits["Max address space"] == str(4 << 30)
+    assert 2 <= int(limits["Max cpu time"]) <= 4 and limits["Max address space"] == str(1 << 30)
     assert limits["Max core file size"] == "0"
 
 

@@ -192,7 +192,8 @@ class FetchedTiles {
   __device__ __forceinline__ void work_ahead(int) const {}  // others do
   __device__ __forceinline__ void leave_keys(int) const { leave(keys_); }
   __device__ __forceinline__ void leave_values(int) const { leave(values_); }
-  // A warpgroup without rows lets tiles go by, through as many barriers as the other one: racecheck goes by their number.
+  // A warpgroup without rows lets tiles go by, through as many barriers as the other one: racecheck goes by their
+  // number.
   __device__ __forceinline__ void skip_item() {
     for (int step = 0; step <= num_tiles_; ++step) {
       enter(step);
