@@ -36,6 +36,10 @@ _TIMEOUT = struct.pack("ll", MAX_WAIT_S, 0)
 Result = tuple[str, str]  # grammar, problem; one of them is ""
 
 
+class CompilerEnded(Exception):
+    """A process has ended over a source; says how."""
+
+
 class CompilerProcesses:
     """As many processes as threads ask at a time. May be called from any thread."""
 
@@ -44,7 +48,9 @@ class CompilerProcesses:
         os.register_at_fork(after_in_child=self._forget)
 
     def compile(self, kind: str, source: str, whitespace: str | None) -> Result:
-        """``compiler.compile_source``, apart. Raises RequestError (503) when there is no time or process for it."""
+        """``compiler.compile_source``, apart. Raises CompilerEnded, or RequestError (503) when there is no time or no
+        process for it.
+        """
         try:
             process = self._idle.pop()
         except IndexError:
@@ -55,7 +61,7 @@ class CompilerProcesses:
             process.end()
             raise
         if result is None:
-            return "", process.end()
+            raise CompilerEnded(process.end())
         if len(self._idle) < MAX_IDLE:
             self._idle.append(process)
         else:

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any
 
 from pyengine.errors import RequestError
-from pyengine.structured.compiler_process import CompilerProcesses
+from pyengine.structured.compiler_process import CompilerEnded, CompilerProcesses
 
 MAX_SOURCE_CHARS = 1 << 18
 MAX_CHOICES = 4096
@@ -40,7 +40,10 @@ def compile_grammar(spec: dict[str, Any], param: str = "structured_outputs") -> 
     source = _source_text(kind, spec[kind], param)
     if len(source) > MAX_SOURCE_CHARS:
         raise RequestError(f"{param}.{kind} may have {MAX_SOURCE_CHARS} characters, got {len(source)}", param=param)
-    grammar, problem = _compiled(kind, source, _whitespace(spec, kind, param))
+    try:
+        grammar, problem = _compiled(kind, source, _whitespace(spec, kind, param))
+    except CompilerEnded as error:  # not remembered: somebody else may have ended it
+        grammar, problem = "", str(error)
     if problem:
         raise RequestError(f"{param}.{kind} cannot be used: {' '.join(problem.split())[:500]}", param=param)
     return grammar

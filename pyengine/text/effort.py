@@ -6,6 +6,7 @@ A template with a variable of that name gets the level. One with ``enable_thinki
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, get_args
 
 from pyengine.errors import RequestError
@@ -21,18 +22,18 @@ def check_effort(value: object, name: str) -> Effort | None:
     return value
 
 
-def effort_variables(effort: Effort | None, template: str, thinks: bool) -> dict[str, bool | str]:
-    """Variables for the chat template; ``thinks``: its answers may have thinking in front. Raises RequestError for a
-    level that would have no effect.
+def effort_variables(effort: Effort | None, known: Collection[str], thinks: bool) -> dict[str, bool | str]:
+    """Variables for the chat template, which looks at those ``known``; ``thinks``: its answers may have thinking in
+    front. Raises RequestError for a level that would have no effect.
     """
     if effort is None:
         return {}
-    if "reasoning_effort" in template:
+    if "reasoning_effort" in known:
         return {"reasoning_effort": effort}
-    if "enable_thinking" in template and effort == "none":
+    if "enable_thinking" in known and effort == "none":
         return {"enable_thinking": False}
     if effort == (_USUAL if thinks else "none"):
         return {}
-    works = "none, medium" if "enable_thinking" in template else _USUAL if thinks else "none"
+    works = "none, medium" if "enable_thinking" in known else _USUAL if thinks else "none"
     text = f"reasoning_effort {effort} has no effect on this model, whose chat template has no place for it"
     raise RequestError(f"{text} (has: {works})", param="reasoning_effort")

@@ -170,8 +170,8 @@ class TextProcessor:
         opens = validation.generation_prompt(request.add_generation_prompt, continues)
         variables = request.chat_template_kwargs or {}
         if isinstance(request, ChatRequest) and self.text.chat_template is not None:
-            source, thinks = self.text.chat_template.source, self.reasoning is not None
-            variables = {**effort_variables(request.reasoning_effort, source, thinks), **variables}
+            known, thinks = self.text.chat_template.open_variables, self.reasoning is not None
+            variables = {**effort_variables(request.reasoning_effort, known, thinks), **variables}
         return self.render(request.messages, variables, opens, continues, list(offer.tools) or None)
 
     def _tools(self, tools: object, choice: object) -> Offer:

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import pytest
 
 from pyengine.errors import RequestError
-from pyengine.structured import compiler_process
+from pyengine.structured import compiler_process, grammar
 from pyengine.structured.compiler import compile_source
-from pyengine.structured.compiler_process import MAX_IDLE, CompilerProcesses
+from pyengine.structured.compiler_process import MAX_IDLE, CompilerEnded, CompilerProcesses
+from pyengine.structured.grammar import compile_grammar
 
 
 @pytest.fixture
@@ -48,8 +50,9 @@ def test_what_ends_a_process_is_refused_alone(processes, end, problem):
     processes.compile("regex", "a", None)
     os.kill(the_idle(processes), end)
     time.sleep(0.1)
-    grammar, found = processes.compile("regex", "b", None)
-    assert grammar == "" and problem in found and not processes._idle
+    with pytest.raises(CompilerEnded, match=problem):
+        processes.compile("regex", "b", None)
+    assert not processes._idle
     assert processes.compile("regex", "b", None) == compile_source("regex", "b")
 
 
@@ -102,3 +105,13 @@ def test_it_ends_with_its_parent():
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_grammar_that_ends_its_process_is_a_400_and_may_be_tried_again(monkeypatch, processes):
+    monkeypatch.setattr(grammar, "_compiled", lru_cache(processes.compile))
+    compile_grammar({"regex": "a"})
+    os.kill(the_idle(processes), signal.SIGKILL)
+    time.sleep(0.1)
+    with pytest.raises(RequestError, match=r"structured_outputs\.regex cannot be used: it ends the process") as caught:
+        compile_grammar({"regex": "b"})
+    assert caught.value.status == 400 and compile_grammar({"regex": "b"})
