@@ -147,8 +147,11 @@ class EngineClient:
     def submit(self, requests: list[Request]) -> TokenStream:
         """Send requests of new ids to the engine, which takes all or none; their tokens come out of one stream.
 
-        Raises QueueFull when the engine has already said that there is no room.
+        Raises QueueFull when the engine has already said that there is no room, EngineDead when it has gone since the
+        request was read.
         """
+        if self._backlog is None:
+            raise EngineDead("the engine is being restarted; please send the request again")
         load = load_of(requests)
         self._backlog.check(load)
         stream = TokenStream(requests)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from gevent.threadpool import ThreadPool
+
 from pyengine.admission import QueueFull
 from pyengine.config import EngineConfig
 from pyengine.protocol import Ready
@@ -24,8 +26,9 @@ from server.metrics import Metrics
 from server.threads import Computation
 
 Prepared = TypeVar("Prepared")
-# What may ask for a grammar, which may take a tenth of a second.
-COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"strict"', b'"format"')
+# What may ask for a grammar, which takes a tenth of a second or two, and what such a name may be written with.
+COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"strict"', b'"format"', b"\\u00")
+MAX_COMPILED = 4  # bodies that may ask for a grammar at a time: on threads of their own, so that no other waits
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 
@@ -40,6 +43,7 @@ class Service:
     config: ServerConfig
     notes: tuple[str, ...] = ()
     num_open: int = field(default=0, init=False)
+    _compiling: ThreadPool = field(default_factory=lambda: ThreadPool(MAX_COMPILED), init=False)
     _created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     def model_card(self) -> dict:
@@ -61,11 +65,12 @@ class Service:
         note(ignored)
         return prepared
 
-    @staticmethod
-    def _computed(parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
-        if len(body) <= LARGE_BODY_BYTES and not any(field in body for field in COMPILED_FIELDS):
-            return parse(body)
-        return Computation(parse, body).wait()
+    def _computed(self, parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
+        if any(field in body for field in COMPILED_FIELDS):
+            return Computation(parse, body, pool=self._compiling).wait()
+        if len(body) > LARGE_BODY_BYTES:
+            return Computation(parse, body).wait()
+        return parse(body)
 
     def answer(self, prepared: PreparedRequest) -> Answer:
         """The answer to a request that the engine has taken. Raises QueueFull when there is no room for it."""

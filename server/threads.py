@@ -10,15 +10,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gevent
+from gevent.threadpool import ThreadPool
 
 T = TypeVar("T")
 
 
 class Computation:
-    """``function(*args)`` under way on a thread; ``wait`` gives its result or raises what it raised."""
+    """``function(*args)`` under way on a thread of ``pool`` (the hub's, when not given); ``wait`` gives its result or
+    raises what it raised.
+    """
 
-    def __init__(self, function: Callable[..., T], *args: Any):
-        self._outcome = gevent.get_hub().threadpool.spawn(_outcome, function, args)
+    def __init__(self, function: Callable[..., T], *args: Any, pool: ThreadPool | None = None):
+        self._outcome = (pool or gevent.get_hub().threadpool).spawn(_outcome, function, args)
 
     def wait(self) -> T:
         result, error = self._outcome.get()

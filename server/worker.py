@@ -74,6 +74,7 @@ class Worker:
 
     def _listen(self) -> None:
         self._is_listening = True
+        os.set_inheritable(self._setup.listener_fd, False)
         self._side.start(socket.socket(fileno=self._setup.listener_fd))
 
     def _obey(self) -> None:

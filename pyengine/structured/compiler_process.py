@@ -32,6 +32,8 @@ MAX_MEMORY_BYTES = 1 << 30  # of addresses
 MAX_IDLE = 4  # processes kept for the next source
 MAX_MESSAGE_BYTES = 64 << 20
 _TIMEOUT = struct.pack("ll", MAX_WAIT_S, 0)
+# With its parent's way to modules, as any import there has, and not the working directory's.
+_CODE = "import sys; sys.path[:] = sys.argv[1:]; from pyengine.structured.compiler_process import main; main()"
 
 Result = tuple[str, str]  # grammar, problem; one of them is ""
 
@@ -51,22 +53,30 @@ class CompilerProcesses:
         """``compiler.compile_source``, apart. Raises CompilerEnded, or RequestError (503) when there is no time or no
         process for it.
         """
-        try:
-            process = self._idle.pop()
-        except IndexError:
-            process = _Process()
+        process = self._take()
+        begin_s = time.monotonic()
         try:
             result = process.ask(kind, source, whitespace)
         except BaseException:
             process.end()
             raise
         if result is None:
-            raise CompilerEnded(process.end())
+            raise CompilerEnded(_reason(process.end(), time.monotonic() - begin_s))
         if len(self._idle) < MAX_IDLE:
             self._idle.append(process)
         else:
             process.end()
         return result
+
+    def _take(self) -> _Process:
+        while True:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                return _Process()
+            if process.is_there():
+                return process
+            process.end()
 
     def _forget(self) -> None:
         """Of a fork: the processes are its parent's."""
@@ -75,17 +85,16 @@ class CompilerProcesses:
 
 
 class _Process:
-    """A child, by the bare modules and file descriptors: in the server ``os`` and ``socket`` are gevent's, which
-    watches children and sockets for one thread alone.
+    """A child, by the bare modules: in the server ``os`` and ``socket`` are gevent's, which watches children and
+    sockets for one thread alone.
     """
 
     def __init__(self) -> None:
-        ours, theirs = _socket.socketpair()
+        self._socket, theirs = _socket.socketpair()
         for option in (_socket.SO_RCVTIMEO, _socket.SO_SNDTIMEO):
-            ours.setsockopt(_socket.SOL_SOCKET, option, _TIMEOUT)
-        self._fd = ours.detach()
-        command = [sys.executable, "-m", "pyengine.structured.compiler_process"]
+            self._socket.setsockopt(_socket.SOL_SOCKET, option, _TIMEOUT)
         actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        command = [sys.executable, "-c", _CODE, *sys.path]
         try:
             self._pid = posix.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
         except OSError as error:
@@ -93,13 +102,27 @@ class _Process:
             raise _unavailable(f"no process to check it in: {error}") from None
         finally:
             theirs.close()
-        if self._receive() is None:
-            raise _unavailable(f"the process to check it in does not start: {self.end()}")
+        try:
+            is_ready = self._receive() is not None
+        except BaseException:
+            self.end()
+            raise
+        if not is_ready:
+            raise _unavailable(f"the process to check it in does not start (exit code {self.end()})")
+
+    def is_there(self) -> bool:
+        """Whether nothing has ended it since its last answer."""
+        try:
+            return self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def ask(self, kind: str, source: str, whitespace: str | None) -> Result | None:
-        """None when the child has ended over it."""
+        """None when the child has ended over it. Raises RequestError."""
         try:
-            _send(self._fd, msgspec.msgpack.encode((kind, source, whitespace)))
+            _send(self._socket, msgspec.msgpack.encode((kind, source, whitespace)))
         except BlockingIOError:
             raise _unavailable("the machine is too busy to check it") from None
         except OSError:
@@ -108,54 +131,56 @@ class _Process:
         return None if answer is None else msgspec.msgpack.decode(answer, type=Result)
 
     def hang_up(self) -> None:
-        os.close(self._fd)
+        self._socket.close()
 
-    def end(self) -> str:
-        """End the child; how it had ended before, if it had."""
+    def end(self) -> int | None:
+        """End the child. Its exit code, negative for a signal; None where somebody else waits for all children."""
         self.hang_up()
         try:
             pid, status = posix.waitpid(self._pid, os.WNOHANG)
             if pid == 0:
-                os.kill(self._pid, signal.SIGKILL)
-                posix.waitpid(self._pid, 0)
-        except (ChildProcessError, ProcessLookupError):  # somebody waits for all children
-            pid = 0
-        if pid and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-            return f"checking it takes more than {MAX_CPU_S} seconds"
-        return "it ends the process that checks it"
+                os.kill(self._pid, signal.SIGKILL)  # says nothing to one that is ending already
+                _, status = posix.waitpid(self._pid, 0)
+        except (ChildProcessError, ProcessLookupError):
+            return None
+        return os.waitstatus_to_exitcode(status)
 
     def _receive(self) -> bytes | None:
         try:
-            return _receive(self._fd)
+            return _receive(self._socket)
         except BlockingIOError:
             raise _unavailable(f"it could not be checked within {MAX_WAIT_S} seconds") from None
         except OSError:
             return None
 
 
+def _reason(exit_code: int | None, took_s: float) -> str:
+    if exit_code == -signal.SIGXCPU or (exit_code is None and took_s > MAX_CPU_S - 1):
+        return f"checking it takes more than {MAX_CPU_S} seconds"
+    return "it ends the process that checks it"
+
+
 def _unavailable(reason: str) -> RequestError:
     return RequestError(f"the grammar cannot be used now: {reason}", status=503)
 
 
-def _send(fd: int, message: bytes) -> None:
-    rest = memoryview(struct.pack("<I", len(message)) + message)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+def _send(to: _socket.socket, message: bytes) -> None:
+    to.sendall(struct.pack("<I", len(message)) + message)
 
 
-def _receive(fd: int) -> bytes | None:
+def _receive(source: _socket.socket) -> bytes | None:
     """The next message; None when the other side is gone."""
-    head = _read(fd, 4)
+    head = _read(source, 4)
     if head is None:
         return None
     (length,) = struct.unpack("<I", head)
-    return _read(fd, length) if length <= MAX_MESSAGE_BYTES else None
+    return _read(source, length) if length <= MAX_MESSAGE_BYTES else None
 
 
-def _read(fd: int, size: int) -> bytes | None:
+def _read(source: _socket.socket, size: int) -> bytes | None:
     parts, missing = [], size
     while missing:
-        part = os.read(fd, min(missing, 1 << 20))
+        part = source.recv(min(missing, 1 << 20))
         if not part:
             return None
         parts.append(part)
@@ -170,13 +195,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, meant for the parent
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    _send(0, b"")
-    while (message := _receive(0)) is not None:
+    parent = _socket.socket(fileno=0)
+    _send(parent, b"")
+    while (message := _receive(parent)) is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + MAX_CPU_S, hard))
         kind, source, whitespace = msgspec.msgpack.decode(message, type=tuple[str, str, str | None])
-        _send(0, msgspec.msgpack.encode(compile_source(kind, source, whitespace)))
-
-
-if __name__ == "__main__":
-    main()
+        _send(parent, msgspec.msgpack.encode(compile_source(kind, source, whitespace)))

@@ -25,12 +25,18 @@ _processes = CompilerProcesses()
 _compiled = lru_cache(maxsize=256)(_processes.compile)
 
 
-def compile_grammar(spec: dict[str, Any], param: str = "structured_outputs") -> str:
+def compile_grammar(spec: dict[str, Any], param: str = "structured_outputs", where: str | None = None) -> str:
     """The grammar for a specification with exactly one of: json (a schema as object or text), json_object (true),
     regex, choice (a list of strings), grammar (Lark). Beside either JSON: whitespace_pattern (a regular expression) or
     disable_any_whitespace (true). Raises RequestError naming what is wrong with it.
+
+    Args:
+        param: the request's field that holds the specification.
+        where: that of the source itself, where it is another than the specification's.
     """
-    given = [kind for kind in KINDS if spec.get(kind) not in (None, False)]
+    if not isinstance(spec.get("json_object"), (bool, NoneType)):
+        raise RequestError(f"{param}.json_object must be a boolean, got {spec['json_object']!r:.80}", param=param)
+    given = [kind for kind in KINDS if spec.get(kind) is not None and spec[kind] is not False]
     unknown = next((key for key in spec if key not in FIELDS), None)
     if unknown is not None:
         raise RequestError(f"{param} has no field {unknown[:80]!r}; it has {', '.join(FIELDS)}", param=param)
@@ -39,13 +45,15 @@ def compile_grammar(spec: dict[str, Any], param: str = "structured_outputs") -> 
     kind = given[0]
     source = _source_text(kind, spec[kind], param)
     if len(source) > MAX_SOURCE_CHARS:
-        raise RequestError(f"{param}.{kind} may have {MAX_SOURCE_CHARS} characters, got {len(source)}", param=param)
+        text = f"{where or f'{param}.{kind}'} may have {MAX_SOURCE_CHARS} characters, got {len(source)}"
+        raise RequestError(text, param=where or param)
     try:
         grammar, problem = _compiled(kind, source, _whitespace(spec, kind, param))
     except CompilerEnded as error:  # not remembered: somebody else may have ended it
         grammar, problem = "", str(error)
     if problem:
-        raise RequestError(f"{param}.{kind} cannot be used: {' '.join(problem.split())[:500]}", param=param)
+        text = f"{where or f'{param}.{kind}'} cannot be used: {' '.join(problem.split())[:500]}"
+        raise RequestError(text, param=where or param)
     return grammar
 
 

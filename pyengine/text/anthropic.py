@@ -5,6 +5,7 @@ Only the shapes are translated here; ranges, tools and lengths are checked where
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -44,9 +45,13 @@ class MessagesRequest(CountRequest, kw_only=True):
 # Chat's names to those of this endpoint.
 NAMES = {
     "stop": "stop_sequences",
-    "response_format": "output_config",
+    r"response_format\.json_schema": "output_config.format",
+    "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "thinking_token_budget": "thinking.budget_tokens",
+    "continue_final_message": "messages",
+    r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
 }
 # Anthropic's own service is meant by these.
 IGNORED = frozenset("metadata service_tier cache_control inference_geo user_profile_id workspace_id".split())
@@ -84,11 +89,12 @@ def _chat(request: CountRequest) -> ChatRequest:
     return ChatRequest(
         messages=messages,
         model=request.model,
-        tools=None if request.tools is None else [_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)],
+        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools else None,
         tool_choice=_choice(choice) if request.tool_choice is not None else None,
-        parallel_tool_calls=not choice.get("disable_parallel_tool_use", False),
+        parallel_tool_calls=not _flag(choice, "disable_parallel_tool_use", "tool_choice"),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
         chat_template_kwargs=_thinking(request.thinking),
+        include_reasoning=(request.thinking or {}).get("display") != "omitted",
         thinking_token_budget=_budget(request.thinking or {}),
         response_format=_format(request.output_config or {}),
         reasoning_effort=check_effort((request.output_config or {}).get("effort"), "output_config.effort"),
@@ -103,6 +109,9 @@ def _thinking(value: dict[str, Any] | None) -> dict[str, bool] | None:
     if value.get("type") not in ("enabled", "disabled", "adaptive"):
         text = f"thinking.type must be enabled, disabled or adaptive, got {value.get('type')!r:.80}"
         raise RequestError(text, param="thinking.type")
+    if value.get("display") not in (None, "summarized", "omitted"):
+        text = f"thinking.display must be summarized or omitted, got {value['display']!r:.80}"
+        raise RequestError(text, param="thinking.display")
     return {"enable_thinking": False} if value["type"] == "disabled" else None
 
 
@@ -151,8 +160,8 @@ def _assistant(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
         elif block["type"] == "thinking":
             thoughts.append(_string(block.get("thinking"), at))
         elif block["type"] == "tool_use":
-            function = {"name": block.get("name"), "arguments": block.get("input", {})}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
+            function = {"name": _string(block.get("name"), f"{at}.name"), "arguments": _input(block, f"{at}.input")}
+            calls.append({"id": _string(block.get("id"), f"{at}.id"), "type": "function", "function": function})
         else:
             raise _no_place(block, at)
     message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}
@@ -168,8 +177,9 @@ def _user(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     for i, block in enumerate(blocks):
         at = f"{where}.content[{i}]"
         if block["type"] == "tool_result":
-            content = _text(block.get("content", ""), f"{at}.content")
-            messages.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content})
+            content = _text(block.get("content") or "", f"{at}.content")
+            tool_call_id = _string(block.get("tool_use_id"), f"{at}.tool_use_id")
+            messages.append({"role": "tool", "tool_call_id": tool_call_id, "content": content})
         elif block["type"] != "text":
             raise _no_place(block, at)
         elif messages and messages[-1]["role"] == "user":
@@ -177,6 +187,20 @@ def _user(blocks: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         else:
             messages.append({"role": "user", "content": _string(block.get("text"), at)})
     return messages or [{"role": "user", "content": ""}]
+
+
+def _input(block: dict[str, Any], where: str) -> dict[str, Any]:
+    value = block.get("input")
+    if not isinstance(value, (dict, NoneType)):
+        raise RequestError(f"{where} must be an object, got {type(value).__name__}", param=where)
+    return value or {}
+
+
+def _flag(value: dict[str, Any], name: str, where: str) -> bool:
+    flag = value.get(name)
+    if not isinstance(flag, (bool, NoneType)):
+        raise RequestError(f"{where}.{name} must be a boolean, got {flag!r:.80}", param=f"{where}.{name}")
+    return bool(flag)
 
 
 def _no_place(block: dict[str, Any], where: str) -> RequestError:
@@ -225,7 +249,7 @@ def _string(value: object, where: str) -> str:
 
 
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
-    if tool.get("type", "custom") != "custom":
+    if tool.get("type") not in (None, "custom"):
         raise RequestError(f"{where}: tools of type {tool['type']!r:.80} are not supported", param=f"{where}.type")
     _check_known(tool, where, ("type", "name", "description", "input_schema", "strict", "cache_control"))
     function = {key: tool.get(key) for key in ("name", "description", "strict")}
@@ -235,9 +259,9 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
 def _choice(choice: dict[str, Any]) -> object:
     """``tool_choice`` as chat knows it."""
     _check_known(choice, "tool_choice", ("type", "name", "disable_parallel_tool_use"))
-    kind = choice.get("type", "auto")
+    kind = choice.get("type") or "auto"
     if kind == "tool":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        return {"type": "function", "function": {"name": _string(choice.get("name"), "tool_choice.name")}}
     if kind not in ("auto", "none", "any"):
         raise RequestError(f"tool_choice.type must be auto, any, tool or none, got {kind!r:.80}", param="tool_choice")
     return "required" if kind == "any" else kind

@@ -20,7 +20,7 @@ def grammar_of(response_format: dict[str, Any] | None, structured_outputs: dict[
     if structured_outputs is not None and spec is not None:
         raise RequestError("give either response_format or structured_outputs, not both", param="structured_outputs")
     if spec is not None:
-        return compile_grammar(spec, "response_format")
+        return compile_grammar(spec, "response_format", "response_format.json_schema.schema")
     for unknown in structured_outputs.keys() - set(FIELDS):
         text = f"structured_outputs has no field {unknown!r:.80}; it has {', '.join(FIELDS)}"
         unknown_field(f"structured_outputs.{unknown}", text, param="structured_outputs")

@@ -15,10 +15,11 @@ import json
 
 from pyengine.structured.grammar import compile_grammar
 from pyengine.structured.whitespace import json_rule
+from pyengine.text.call_schemas import compile_calls
 from pyengine.text.strict_tools import special_token
 from pyengine.text.tokenizer import Tokenizer
 from pyengine.text.tool_formats import ToolFormat
-from pyengine.text.tools import Offer, call_schema
+from pyengine.text.tools import Offer
 
 MAX_FORCED_CALLS = 16
 
@@ -35,8 +36,7 @@ def forced_format(offer: Offer, tool_format: ToolFormat, parallel: bool) -> Tool
 
 def forced_grammar(offer: Offer, tool_format: ToolFormat, parallel: bool, tokenizer: Tokenizer) -> str:
     """The grammar of an answer that calls the offer's forced tools. Raises RequestError for a schema that cannot be."""
-    schema = call_schema(offer.forced)
-    one = compile_grammar({"json": schema}, "tools")
+    schema, one = compile_calls(offer.forced, offer.tools)
     if not forces_several(offer, tool_format, parallel):
         return one
     return compile_grammar({"grammar": _lark(json_rule(schema), tool_format, tokenizer)}, "tools")

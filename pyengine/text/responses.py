@@ -13,7 +13,7 @@ import msgspec
 from pyengine.errors import RequestError
 from pyengine.text.effort import Effort, check_effort
 from pyengine.text.fields import ChatRequest, select
-from pyengine.text.json_body import parse_object, shape
+from pyengine.text.json_body import parse_object, parse_text_object, shape
 from pyengine.text.unknown_fields import known_only
 from pyengine.text.validation import Limits
 
@@ -39,9 +39,11 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 # Chat's names to those of this endpoint.
 NAMES = {
     "max_completion_tokens": "max_output_tokens",
-    "response_format": "text",
+    r"response_format\.json_schema": "text.format",
+    "response_format": "text.format",
     "messages": "input",
     "reasoning_effort": "reasoning.effort",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
 }
 IGNORED = frozenset(
     "user service_tier safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention".split()
@@ -110,22 +112,39 @@ def _message(item: object, where: str) -> dict[str, Any]:
     """An item of the input as a message, or as a part of the assistant's."""
     if not isinstance(item, dict):
         raise RequestError(f"{where} must be an object, got {type(item).__name__}", param=where)
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind == "message":
         _check_known(item, where, ("type", "role", "content", "id", "status"))
-        return {"role": item.get("role"), "content": _text(item.get("content"), f"{where}.content")}
+        role = item.get("role")
+        if role not in ROLES:
+            text = f"{where}.role must be one of {', '.join(ROLES)}, got {role!r:.80}"
+            raise RequestError(text, param=f"{where}.role")
+        return {"role": role, "content": _text(item.get("content"), f"{where}.content")}
     if kind == "function_call":
         _check_known(item, where, ("type", "call_id", "name", "arguments", "id", "status"))
-        call = {"id": item.get("call_id"), "type": "function"}
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        call = {"id": _string(item, "call_id", where), "type": "function"}
+        arguments = parse_text_object(_string(item, "arguments", where) or "{}", f"{where}.arguments")
+        function = {"name": _string(item, "name", where), "arguments": arguments}
         return {"role": "assistant", "content": "", "tool_calls": [{**call, "function": function}]}
     if kind == "function_call_output":
         _check_known(item, where, ("type", "call_id", "output", "id", "status"))
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _text(item.get("output"), where)}
+        output = _text(item.get("output"), f"{where}.output")
+        return {"role": "tool", "tool_call_id": _string(item, "call_id", where), "content": output}
     if kind == "reasoning":
         _check_known(item, where, ("type", "id", "summary", "content", "encrypted_content", "status"))
         return {"role": "assistant", "content": "", "reasoning": _text(item.get("content") or "", f"{where}.content")}
     raise RequestError(f"{where}: items of type {kind!r:.80} are not supported", param=f"{where}.type")
+
+
+ROLES = ("user", "assistant", "system", "developer")
+
+
+def _string(item: dict[str, Any], name: str, where: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str):
+        text = f"{where}.{name} must be a string, got {type(value).__name__}"
+        raise RequestError(text, param=f"{where}.{name}")
+    return value
 
 
 TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")

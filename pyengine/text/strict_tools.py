@@ -15,9 +15,10 @@ from typing import Any
 from pyengine.errors import RequestError
 from pyengine.structured.grammar import compile_grammar
 from pyengine.structured.whitespace import json_rule
+from pyengine.text.call_schemas import compile_calls
 from pyengine.text.tokenizer import Tokenizer
 from pyengine.text.tool_formats import ToolFormat
-from pyengine.text.tools import Offer, call_schema
+from pyengine.text.tools import Offer
 
 _ANY_OBJECT = {"type": "object"}
 
@@ -32,8 +33,8 @@ def strict_grammar(offer: Offer, tool_format: ToolFormat, tokenizer: Tokenizer) 
             "without a mark, so there is no place where a grammar could begin",
             param=f"tools[{offer.first_strict}].function.strict",
         )
-    schema = call_schema(_loosened(tool, i in offer.strict) for i, tool in enumerate(offer.tools))
-    compile_grammar({"json": schema}, "tools")  # by itself, which finds what only shows where it is used
+    tools = [_loosened(tool, i in offer.strict) for i, tool in enumerate(offer.tools)]
+    schema, _ = compile_calls(tools, tools)  # by itself, which finds what only shows where it is used
     return compile_grammar({"grammar": _lark(json_rule(schema), tool_format, tokenizer)}, "tools")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,33 +74,6 @@ def _named(choice: dict[str, Any], tools: tuple[dict[str, Any], ...]) -> dict[st
     return tool
 
 
-def call_schema(tools: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON schema of a call of one of ``tools``. Definitions move to its root, where references look for them."""
-    definitions: dict[str, Any] = {}
-    calls = []
-    for tool in tools:
-        function = tool["function"]
-        parameters = dict(function["parameters"])
-        if parameters == _NO_PARAMETERS:  # a model that may write more invents some
-            parameters["additionalProperties"] = False
-        for key in ("$defs", "definitions"):
-            found = parameters.pop(key, None) or {}
-            if not isinstance(found, dict):
-                raise RequestError(f"tools: {key} of {function['name']} must be an object", param="tools")
-            for name, definition in found.items():
-                if definitions.setdefault(key, {}).setdefault(name, definition) != definition:
-                    raise RequestError(f"tools define {name!r:.80} in two ways", param="tools")
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": function["name"]}, "arguments": parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    return {"anyOf": calls, **definitions} if len(calls) > 1 else {**calls[0], **definitions}
-
-
 def _check_tool(tool: object, where: str) -> dict[str, Any]:
     tool = _object(tool, where, ("type", "function"))
     if tool.get("type") != "function":
@@ -122,11 +94,11 @@ def _check_tool(tool: object, where: str) -> dict[str, Any]:
         raise RequestError(
             f"{where}.function.parameters must be a JSON schema object", param=f"{where}.function.parameters"
         )
-    shown = {"name": name, "description": description or "", "parameters": parameters or _NO_PARAMETERS}
+    shown = {"name": name, "description": description or "", "parameters": parameters or NO_PARAMETERS}
     return {"type": "function", "function": shown}
 
 
-_NO_PARAMETERS = {"type": "object", "properties": {}}
+NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def check_tool_calls(calls: object, where: str) -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ def check_params(params: SamplingParams, limits: Limits) -> SamplingParams:
     for stop in params.stop:
         if len(stop) > limits.max_stop_chars:
             raise RequestError(
-                f"a stop string may have at most {limits.max_stop_chars} characters, got {len(stop)}", param="stop"
+                f"stop: a string may have at most {limits.max_stop_chars} characters, got {len(stop)}", param="stop"
             )
         check_encodable(stop, "stop")
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):

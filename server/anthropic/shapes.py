@@ -51,15 +51,18 @@ class MessageShapes:
         self._index = -1
 
     def whole(self) -> dict:
-        message = Message.whole(self._form, self._generation)
+        """What the events of the finished answer come to."""
+        again = MessageShapes(self._model, self._form, self._generation, self._num_prompt_tokens)
         blocks: list[dict] = []
-        if message.reasoning:
-            blocks.append({"type": "thinking", "thinking": message.reasoning, "signature": ""})
-        if message.content:
-            blocks.append({"type": "text", "text": message.content})
-        for call in message.calls:
-            blocks.append({**self._tool_use(call.name), "input": _input(call.arguments)})
-        return self._envelope(blocks, *self._stop(message, self._generation.finish_reason))
+        for each in again.events(TextDelta(self._generation.text, finish_reason=self._generation.finish_reason)):
+            if each["type"] == "content_block_start":
+                blocks.append(each["content_block"])
+            elif each["type"] == "content_block_delta":
+                _add(blocks[-1], each["delta"])
+        for block in blocks:
+            if block["type"] == "tool_use":
+                block["input"] = _input(block["input"])
+        return self._envelope(blocks, *self._stop(again._message, self._generation.finish_reason))
 
     def opening(self) -> dict:
         return {"type": "message_start", "message": self._envelope([], None, None)}
@@ -136,8 +139,19 @@ class MessageShapes:
         }
 
 
-def _input(arguments: str) -> dict:
+def _add(block: dict, change: dict) -> None:
+    """A change of an event, to the block that grows; the input of a call stays text until it is whole."""
+    if change["type"] == "input_json_delta":
+        block["input"] = (block["input"] or "") + change["partial_json"]
+    else:
+        kind = block["type"]
+        block[kind] += change[kind]
+
+
+def _input(arguments: str | dict) -> dict:
     """A call that was cut off has no input that JSON could say."""
+    if isinstance(arguments, dict):  # not a piece of it came
+        return arguments
     try:
         return json.loads(arguments)
     except ValueError:

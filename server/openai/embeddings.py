@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -12,6 +13,9 @@ from server.http import SOCKET_KEY, ClientWatch
 from server.openai.embedding_shapes import embedding_list
 from server.openai.generate import read_body, wait_for
 from server.service import Service
+from server.threads import Computation
+
+LARGE_BATCH = 32  # vectors: beyond it they are written where no stream waits for it
 
 
 def make_blueprint(service: Callable[[], Service]) -> Blueprint:
@@ -23,7 +27,13 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
         asked, prepared = current.prepare(current.text.embeddings, read_body())
         answer = current.answer(salted(prepared))
         wait_for(answer, ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone))
-        whole = embedding_list(current.model_name, asked, answer.generations, answer.prepared.num_prompt_tokens)
-        return Response(msgspec.json.encode(whole), mimetype="application/json")
+        arguments = (current.model_name, asked, answer.generations, answer.prepared.num_prompt_tokens)
+        is_long = len(answer.generations) > LARGE_BATCH
+        body = Computation(_encoded, *arguments).wait() if is_long else _encoded(*arguments)
+        return Response(body, mimetype="application/json")
 
     return routes
+
+
+def _encoded(*arguments: Any) -> bytes:
+    return msgspec.json.encode(embedding_list(*arguments))

@@ -23,8 +23,10 @@ from server.openai.responses import ChatShapes, CompletionShapes
 from server.openai.sse import DONE, KeepAlive, TextEvents, event
 from server.request_id import ENVIRON_KEY
 from server.service import Service
+from server.threads import Computation
 
 Shapes = ChatShapes | CompletionShapes
+LARGE_SCORES = 10_000  # a microsecond each: beyond it, an answer is put together where no stream waits for it
 
 
 def generate(
@@ -69,10 +71,28 @@ def event_stream(events: Iterator[bytes]) -> Response:
 
 def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
     wait_for(answer, watch)
+    is_long = num_scores(answer.prepared) > LARGE_SCORES
+    body = Computation(_encoded, answer, shapes).wait() if is_long else _encoded(answer, shapes)
+    return Response(body, mimetype="application/json")
+
+
+def _encoded(answer: Answer, shapes: Shapes) -> bytes:
     whole = shapes.whole(answer.generations)
     whole["usage"] = _usage(answer, shapes)
-    body = msgspec.json.encode(whole)
-    return Response(body, mimetype="application/json")
+    return msgspec.json.encode(whole)
+
+
+def num_scores(prepared: PreparedRequest) -> int:
+    """Log-probabilities that a whole answer may have."""
+    return sum(
+        prompt.params.n * len(prompt.token_ids) * _each(prompt.params.prompt_logprobs)
+        + prompt.params.n * (prompt.params.max_tokens or 0) * _each(prompt.params.logprobs)
+        for prompt in prepared.prompts
+    )
+
+
+def _each(num_logprobs: int | None) -> int:
+    return 0 if num_logprobs is None else num_logprobs + 1
 
 
 def _stream(

@@ -17,8 +17,10 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
     def list_models() -> Response:
         return jsonify(object="list", data=[service().model_card()])
 
-    @routes.get("/v1/models/<path:name>")
-    def get_model(name: str) -> Response:
+    @routes.get("/v1/models//<path:name>", defaults={"root": "/"})  # a model named by its folder
+    @routes.get("/v1/models/<path:name>", defaults={"root": ""})
+    def get_model(name: str, root: str) -> Response:
+        name = root + name
         card = service().model_card()
         if name != card["id"]:
             raise RequestError(

@@ -45,6 +45,8 @@ def make_document(
     """
     paths: dict[str, dict[str, Any]] = {}
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
+        if "//" in rule.rule:  # another spelling of a route
+            continue
         operation = OPERATIONS.get(rule.endpoint, Operation(rule.endpoint))
         needs_key = has_keys and rule.endpoint not in open_endpoints
         item = paths.setdefault(_VARIABLE.sub(r"{\1}", rule.rule), {})

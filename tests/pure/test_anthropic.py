@@ -115,6 +115,61 @@ def test_wrong_bodies(fields, text):
     assert caught.value.status == 400 and text in caught.value.message
 
 
+def block(role: str, **fields: object) -> dict:
+    return {"messages": [HI, {"role": role, "content": [fields]}], "system": "s"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [TOOL, {"name": "a", "input_schema": 5}]}, "tools[1].input_schema"),
+        (
+            {"tools": [TOOL, {"name": "a", "input_schema": {"type": "no"}}], "tool_choice": {"type": "any"}},
+            "tools[1].input_schema",
+        ),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": "no"}},
+            "tool_choice.disable_parallel_tool_use",
+        ),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "no"}}}},
+            "output_config.format.schema",
+        ),
+        ({"stop_sequences": ["x" * 2000]}, "stop_sequences"),
+        ({"thinking": {"type": "adaptive", "display": "loud"}}, "thinking.display"),
+        (block("user", type="tool_result"), "messages[1].content[0].tool_use_id"),
+        (block("assistant", type="tool_use", name="a"), "messages[1].content[0].id"),
+        (block("assistant", type="tool_use", id="a"), "messages[1].content[0].name"),
+        (block("assistant", type="tool_use", id="a", name="b", input=5), "messages[1].content[0].input"),
+        (block("assistant", type="tool_use", id="a", name="weather"), "messages"),  # nothing to continue
+    ],
+)
+def test_errors_name_the_field_that_the_client_sent(fields, param):
+    with pytest.raises(RequestError) as caught:
+        prepare(**fields)
+    assert caught.value.param == param
+    assert caught.value.message.startswith(param) or "the final message" in caught.value.message
+
+
+def test_null_is_not_given_and_no_tools_are_none():
+    assert prepare(tools=[]).prompts[0].text == "[user]hi[go]"
+    request = prepare(tools=[{**TOOL, "type": None, "description": None}])
+    assert request.prompts[0].text == "<tool>weather</tool>[user]hi[go]"
+    call = {"type": "tool_use", "id": "1", "name": "weather", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": None}
+    history = [HI, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    assert prepare(messages=history).prompts[0].text.endswith("[tool][go]")
+
+
+def test_thinking_may_be_left_out_of_the_answer():
+    for display, shown in ((None, True), ("summarized", True), ("omitted", False)):
+        request = prepare(thinking={"type": "adaptive", "display": display})
+        assert request.form.message.shows_reasoning is shown
+
+
 def test_strict_tools_are_bound():
     assert prepare(tools=[TOOL]).prompts[0].params.grammar is None
     request = prepare(tools=[{**TOOL, "strict": True}])
@@ -160,6 +215,44 @@ def test_events_are_the_message(size):
     assert grown[0] == "hm" and grown[1] == "See." and json.loads(grown[2]) == {"city": "Bern"}
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"] == len(BPE.encode(text, False)) + 1
+
+
+def blocks_of(events: list[dict]) -> list[tuple[str, str]]:
+    """Kind and text of each block that the events open."""
+    blocks: list[list[str]] = []
+    for each in events:
+        if each["type"] == "content_block_start":
+            blocks.append([each["content_block"]["type"], ""])
+        elif each["type"] == "content_block_delta":
+            blocks[-1][1] += next(value for name, value in each["delta"].items() if name != "type")
+    return [tuple(block) for block in blocks]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'One. <tool_call>{"name": "weather", "arguments": {"a": 1}}</tool_call> Two.'
+        '<tool_call>{"name": "weather", "arguments": {}}</tool_call>Three',
+        'One <tool_call>{"name": "weather", "arguments": {"a": <</tool_call> Two',
+        '<tool_call>{"name": "weather", "arguments": {"a":',
+        "",
+    ],
+)
+def test_a_plain_message_has_the_blocks_of_a_streamed_one(text, size):
+    whole, events = run(text, size, tools=[TOOL])
+    plain = [(block["type"], block.get("text") or block.get("input")) for block in whole["content"]]
+    streamed = blocks_of(events)
+    assert [kind for kind, _ in plain] == [kind for kind, _ in streamed]
+    for (kind, value), (_, piece) in zip(plain, streamed, strict=True):
+        assert value == (piece if kind == "text" else as_object(piece))
+
+
+def as_object(text: str) -> dict:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
 
 
 def test_reasons_to_stop():

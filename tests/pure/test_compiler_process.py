@@ -7,9 +7,12 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +41,24 @@ def test_the_same_as_in_this_process(processes):
     assert len(processes._idle) == 1  # one after the other, all by one
 
 
+@contextmanager
+def ended_while_asked(pid: int, end: signal.Signals):
+    """The process stops, is asked something meanwhile, and ends."""
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(0.2, lambda: (os.kill(pid, end), os.kill(pid, signal.SIGCONT)))
+    timer.start()
+    yield
+    timer.join()
+
+
+def test_who_ended_between_two_sources_is_replaced(processes):
+    processes.compile("regex", "a", None)
+    pid = the_idle(processes)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert processes.compile("regex", "b", None) == compile_source("regex", "b") and the_idle(processes) != pid
+
+
 @pytest.mark.parametrize(
     ("end", "problem"),
     [
@@ -48,9 +69,7 @@ def test_the_same_as_in_this_process(processes):
 )
 def test_what_ends_a_process_is_refused_alone(processes, end, problem):
     processes.compile("regex", "a", None)
-    os.kill(the_idle(processes), end)
-    time.sleep(0.1)
-    with pytest.raises(CompilerEnded, match=problem):
+    with ended_while_asked(the_idle(processes), end), pytest.raises(CompilerEnded, match=problem):
         processes.compile("regex", "b", None)
     assert not processes._idle
     assert processes.compile("regex", "b", None) == compile_source("regex", "b")
@@ -110,8 +129,33 @@ def test_it_ends_with_its_parent():
 def test_a_grammar_that_ends_its_process_is_a_400_and_may_be_tried_again(monkeypatch, processes):
     monkeypatch.setattr(grammar, "_compiled", lru_cache(processes.compile))
     compile_grammar({"regex": "a"})
-    os.kill(the_idle(processes), signal.SIGKILL)
-    time.sleep(0.1)
-    with pytest.raises(RequestError, match=r"structured_outputs\.regex cannot be used: it ends the process") as caught:
+    text = r"structured_outputs\.regex cannot be used: it ends the process"
+    with ended_while_asked(the_idle(processes), signal.SIGKILL), pytest.raises(RequestError, match=text) as caught:
         compile_grammar({"regex": "b"})
     assert caught.value.status == 400 and compile_grammar({"regex": "b"})
+
+
+def test_a_process_that_does_not_start_leaves_nothing(processes, monkeypatch):
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(compiler_process, "_TIMEOUT", struct.pack("ll", 0, 1000))
+    for _ in range(2):
+        with pytest.raises(RequestError, match="could not be checked"):
+            processes.compile("regex", "a", None)
+    monkeypatch.setattr(compiler_process, "_TIMEOUT", struct.pack("ll", 20, 0))
+    monkeypatch.setattr(compiler_process, "_CODE", "raise SystemExit(7)")
+    with pytest.raises(RequestError, match=r"does not start \(exit code 7") as caught:
+        processes.compile("regex", "a", None)
+    assert caught.value.status == 503 and set(os.listdir("/proc/self/fd")) == before
+
+
+def test_it_finds_modules_as_its_parent_does(tmp_path):
+    """Not in the working directory, where anything may lie."""
+    (tmp_path / "json.py").write_text("raise SystemExit('wrong module')")
+    root = str(Path(compiler_process.__file__).parents[2])
+    code = (
+        f"import sys; sys.path[0:1] = [{root!r}]; from pyengine.structured.grammar import compile_grammar;"
+        "print(len(compile_grammar({'regex': 'a'})))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, env=environment, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr

@@ -15,7 +15,7 @@ from pyengine.errors import RequestError
 from pyengine.structured.grammar import MAX_CHOICES, compile_grammar
 from pyengine.structured.matcher import GrammarFactory
 from pyengine.structured.schema_width import TooWide, check_width
-from pyengine.text.tools import call_schema
+from pyengine.text.call_schemas import call_schema
 
 FACTORY = GrammarFactory(bpe_tokenizer(), bpe_tokenizer().vocab_size)
 STRING = {"type": "string"}

@@ -96,6 +96,21 @@ def test_items_become_messages():
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "tools of type 'web_search' are not supported"),
         ({"text": {"verbosity": "low"}}, "text", "text.verbosity is not supported"),
         ({"temperature": -1}, "temperature", "must be in"),
+        ({"instructions": "x", "input": [{"role": "robot", "content": "x"}]}, "input[0].role", "must be one of"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id", "must be a string"),
+        ({"input": [{"type": "function_call", "call_id": "1", "arguments": "{}"}]}, "input[0].name", "must be a"),
+        (
+            {"input": [{"type": "function_call", "call_id": "1", "name": "a", "arguments": "{"}]},
+            "input[0].arguments",
+            "is not valid JSON",
+        ),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "tools[0].name must be"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "no"}}}},
+            "text.format.schema",
+            "text.format.schema cannot be used",
+        ),
+        ({"text": {"format": {"type": "xml"}}}, "text.format", "text.format.type must be"),
     ],
 )
 def test_wrong_bodies(fields, param, text):

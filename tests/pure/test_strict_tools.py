@@ -183,5 +183,5 @@ def test_refusals():
     with pytest.raises(RequestError, match="beside an answer of another format"):
         chat(tools=[WEATHER], response_format={"type": "json_object"})
     wrong = {"type": "function", "function": {"name": "a", "parameters": {"type": "no such type"}, "strict": True}}
-    with pytest.raises(RequestError, match=r"tools\.json cannot be used"):
+    with pytest.raises(RequestError, match=r"tools\[0\]\.function\.parameters cannot be used"):
         chat(tools=[wrong])

@@ -34,10 +34,16 @@ def test_other_kinds(spec):
         ({}, None, "response_format"),
         ({"type": "json_schema"}, None, "response_format"),
         ({"type": "json_schema", "json_schema": {"schema": 5}}, None, "response_format"),
-        ({"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}, None, "response_format"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}},
+            None,
+            "response_format.json_schema.schema",
+        ),
         ({"type": "json_object", "extra": 1}, None, "response_format"),
         ({"type": "json_object"}, {"regex": "a"}, "structured_outputs"),
         (None, {}, "structured_outputs"),
+        (None, {"json_object": "yes"}, "structured_outputs"),
+        (None, {"json_object": 0}, "structured_outputs"),
         (None, {"regex": "(", "choice": ["a"]}, "structured_outputs"),
     ],
 )

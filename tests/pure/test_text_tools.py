@@ -421,7 +421,11 @@ def test_marks_that_are_special_tokens_are_seen():
             "tool_choice",
             "cannot force a call",
         ),
-        ({"tools": [_WRONG_SCHEMA], "tool_choice": "required"}, "tools", "tools.json cannot be used"),
+        (
+            {"tools": [TOOL, _WRONG_SCHEMA], "tool_choice": "required"},
+            "tools[1].function.parameters",
+            "tools[1].function.parameters cannot be used: Invalid type",
+        ),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "time"}}},
             "tool_choice",
@@ -501,9 +505,43 @@ def test_a_forced_call_is_a_grammar():
         assert asked.names_tool is is_named and asked.reasoning is None and "<tool>" in request.prompts[0].text
         for size in (1, 5, 100):
             assert seen(read(bern, [size], asked)) == ("", "", [("weather", '{"city": "Bern"}')], "tool_calls")
-    other = {"type": "function", "function": {"name": "b", "parameters": {"$defs": {"City": {"type": "null"}}}}}
-    with pytest.raises(RequestError, match="tools define 'City' in two ways"):
-        chat(tools=[weather, other], tool_choice="required")
+    numbered = {**parameters, "$defs": {"City": {"const": 1}}}
+    other = {"type": "function", "function": {"name": "b", "parameters": numbered}}
+    grammar = chat(tools=[weather, other], tool_choice="required", parallel_tool_calls=False).prompts[0].params.grammar
+    assert accepts(grammar, bern) and accepts(grammar, '{"name": "b", "arguments": {"city": 1}}')  # each its own City
+
+
+@pytest.mark.parametrize(
+    ("parameters", "taken", "refused"),
+    [
+        (
+            {"properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}, "additionalProperties": False},
+            ['{"v": 1, "next": {"v": 2, "next": {}}}', "{}"],
+            ['{"v": 1, "next": {"name": "f", "arguments": {}}}', "5"],
+        ),
+        (
+            {
+                "type": ["object", "null"],
+                "properties": {"a": {"type": "integer"}, "b": {"items": {"$ref": "#/properties/a"}, "type": "array"}},
+            },
+            ['{"a": 1, "b": [2, 3]}'],
+            ['{"a": 1, "b": ["x"]}', "null"],
+        ),
+        (
+            {"type": "object", "properties": {"$ref": {"const": {"$ref": "#/x"}}}, "additionalProperties": False},
+            ['{"$ref": {"$ref": "#/x"}}'],
+            ['{"$ref": 1}'],
+        ),
+    ],
+    ids=["to its root", "to a property", "no reference"],
+)
+def test_references_of_a_tool_lead_into_its_own_schema(parameters, taken, refused):
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    forced = chat(tools=[TOOL, tool], tool_choice={"type": "function", "function": {"name": "f"}})
+    several = chat(tools=[TOOL, tool], tool_choice="required", parallel_tool_calls=False)
+    for grammar in (forced.prompts[0].params.grammar, several.prompts[0].params.grammar):
+        assert all(accepts(grammar, f'{{"name": "f", "arguments": {text}}}') for text in taken)
+        assert not any(accepts(grammar, f'{{"name": "f", "arguments": {text}}}') for text in refused)
 
 
 def test_one_call_or_several_may_be_forced():
