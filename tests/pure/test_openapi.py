@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -34,11 +36,23 @@ def test_every_route_is_in_it_with_words():
     routes = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower()): rule.endpoint
         for rule in app.url_map.iter_rules()
+        if "//" not in rule.rule  # another spelling
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }
     described = {(path, method) for path, item in document()["paths"].items() for method in item}
     assert described == set(routes)
     assert set(routes.values()) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("name", ["small", "org/small", "/models/small"])
+def test_a_model_is_found_by_the_name_that_is_listed(name):
+    state, service = ServerState(), SimpleNamespace(model_card=lambda: {"id": name})
+    state.ready = object()
+    client = create_app(state, lambda: service, ServerConfig()).test_client()
+    for path in (name, quote(name, safe="")):
+        assert client.get(f"/v1/models/{path}").get_json() == {"id": name}
+    missing = client.get(f"/v1/models/{name}s")
+    assert missing.status_code == 404 and missing.get_json()["error"]["code"] == "model_not_found"
 
 
 def test_every_field_is_in_it():
