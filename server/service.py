@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from gevent.threadpool import ThreadPool
-
 from pyengine.admission import QueueFull
 from pyengine.config import EngineConfig
 from pyengine.protocol import Ready
@@ -23,12 +21,11 @@ from server.engine_client import EngineClient
 from server.ignored_fields import lenient, note
 from server.metric_board import Board
 from server.metrics import Metrics
-from server.threads import Computation
+from server.threads import Computation, compiling_threads
 
 Prepared = TypeVar("Prepared")
 # What may ask for a grammar, which takes a tenth of a second or two, and what such a name may be written with.
 COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"strict"', b'"format"', b"\\u00")
-MAX_COMPILED = 4  # bodies that may ask for a grammar at a time: on threads of their own, so that no other waits
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 
@@ -43,7 +40,6 @@ class Service:
     config: ServerConfig
     notes: tuple[str, ...] = ()
     num_open: int = field(default=0, init=False)
-    _compiling: ThreadPool = field(default_factory=lambda: ThreadPool(MAX_COMPILED), init=False)
     _created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     def model_card(self) -> dict:
@@ -65,9 +61,10 @@ class Service:
         note(ignored)
         return prepared
 
-    def _computed(self, parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
+    @staticmethod
+    def _computed(parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
         if any(field in body for field in COMPILED_FIELDS):
-            return Computation(parse, body, pool=self._compiling).wait()
+            return Computation(parse, body, pool=compiling_threads()).wait()
         if len(body) > LARGE_BODY_BYTES:
             return Computation(parse, body).wait()
         return parse(body)

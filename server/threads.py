@@ -7,12 +7,14 @@ here an exception is mostly a client's mistake.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import gevent
 from gevent.threadpool import ThreadPool
 
 T = TypeVar("T")
+MAX_COMPILED = 4  # bodies at a time that may ask for a grammar
 
 
 class Computation:
@@ -28,6 +30,12 @@ class Computation:
         if error is not None:
             raise error
         return result
+
+
+@cache
+def compiling_threads() -> ThreadPool:
+    """For what may ask for a grammar, which may take seconds: no other body waits behind it."""
+    return ThreadPool(MAX_COMPILED)
 
 
 def _outcome(function: Callable[..., T], args: tuple) -> tuple[T | None, Exception | None]:
