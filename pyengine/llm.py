@@ -94,7 +94,8 @@ class LLM:
             priority: lower ones are computed first; one for all or one for each.
             cache_salt: the prefix cache is shared only between prompts of equal salt; one for all or one for each.
 
-        Raises RequestError for a prompt or parameter that cannot be served, before anything is computed.
+        Raises RequestError for a prompt or parameter that cannot be served, ValueError for a list that is not as long
+        as that of the prompts; both before anything is computed.
         """
         many = _as_list(prompts)
         params = self._params_for(sampling_params, len(many))

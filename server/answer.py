@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pyengine.errors import RequestError
-from pyengine.protocol import NO_TOKEN_LEFT
+from pyengine.protocol import NO_TOKEN_LEFT, TokenDelta
 from pyengine.text.generation import Generation, TextDelta
 from pyengine.text.validation import PreparedRequest
 from server.engine_client import SequenceFailed
@@ -64,7 +64,7 @@ class Answer:
         Raises RequestError, EngineDead, ServerStopping or SequenceFailed; the answer is over then.
         """
         out = []
-        for delta in self._stream.get(timeout_s):
+        for delta in self._received(timeout_s):
             self._metrics.observe(delta)
             choice = self._choice[delta.request_id, delta.index]
             generation = self.generations[choice]
@@ -75,12 +75,20 @@ class Answer:
                 self._num_unfinished -= 1
             if text_delta.abort:
                 self._service.client.end_sequence(self._stream, delta.request_id, delta.index)
-            if text_delta.error == NO_TOKEN_LEFT:
-                raise RequestError(text_delta.error)
             if text_delta.error is not None:
-                raise SequenceFailed(text_delta.error)
+                self.close("error")
+                raise (RequestError if text_delta.error == NO_TOKEN_LEFT else SequenceFailed)(text_delta.error)
             out.append((choice, text_delta))
         return out
+
+    def _received(self, timeout_s: float | None) -> list[TokenDelta]:
+        try:
+            return self._stream.get(timeout_s)
+        except ConnectionError:
+            raise
+        except Exception:
+            self.close("error")
+            raise
 
     def usage(self) -> dict:
         """Tokens so far, in OpenAI's shape. Each prompt counts once, whatever its n."""

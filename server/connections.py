@@ -23,6 +23,11 @@ class Connections:
     def __len__(self) -> int:
         return len(self._idle) + len(self._busy)
 
+    @property
+    def num_busy(self) -> int:
+        """Connections with a request that is being read, prepared or answered."""
+        return len(self._busy)
+
     def enter(self, connection: Hashable) -> bool:
         """A new connection, idle until its first request is complete; False when all others are busy."""
         if len(self) >= self._max_connections:

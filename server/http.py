@@ -27,7 +27,7 @@ from server.connections import Connections, connection_limit
 from server.http_head import Head, HeadLimits, parse_head
 from server.http_input import MIN_BYTES_PER_S, Body, BodyBudget, BodyLimits, Inbox
 from server.metric_board import Board
-from server.openai.errors import body_of, log_bug
+from server.openai.errors import CLIENT_GONE, body_of, log_bug
 from server.request_id import ENVIRON_KEY, HEADER, request_id
 
 SOCKET_KEY = "pyengine.socket"
@@ -69,7 +69,17 @@ class Handler(WSGIHandler):
         finally:
             connections.leave(self)
             self.server.count()
-            self.socket.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close. The client is told first: where somebody has just watched this socket, gevent closes it only when its
+        loop next turns, which on an idle server is seconds away.
+        """
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        self.socket.close()
 
     def cut_off(self) -> None:
         """Close the connection from outside; its greenlet wakes and leaves."""
@@ -147,10 +157,23 @@ class Handler(WSGIHandler):
         self.wsgi_input.release()
         self.wsgi_input.skip()
         self.close_connection = self.close_connection or not self.wsgi_input.at_end
+        if status.startswith(CLIENT_GONE):
+            self.status = status.encode("ascii")
+            raise ConnectionAbortedError("nobody is left to answer")
         headers = [*headers, (HEADER, self._request_id)]
-        if self.close_connection and self.request_version == "HTTP/1.1":
+        is_said = any(name == "Connection" for name, _ in headers)
+        if self.close_connection and self.request_version == "HTTP/1.1" and not is_said:
             headers.append(("Connection", "close"))
         return super().start_response(status, headers, exc_info)
+
+    def finalize_headers(self) -> None:
+        """To a client of HTTP/1.0 only the end of the connection can say where a body of unknown length ends."""
+        super().finalize_headers()
+        is_known = self.provided_content_length is not None or hasattr(self.result, "__len__")
+        if self.request_version == "HTTP/1.0" and not is_known:
+            self.close_connection = True
+            kept = [header for header in self.response_headers if header[0].lower() != b"connection"]
+            self.response_headers = [*kept, (b"Connection", b"close")]
 
     def _write(self, data: bytes) -> None:
         """A piece of the body; gevent's own takes three copies for a chunk."""

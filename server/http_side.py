@@ -116,20 +116,25 @@ class HttpSide:
 
     def drain(self) -> None:
         """Let running requests finish, up to --shutdown-timeout; then end what is left with an error event."""
-        if not self.client.num_live:
+        if not self._num_running:
             return
         console.say(
-            f"finishing {self.client.num_live} running requests (at most {self._config.shutdown_timeout:g} s; "
+            f"finishing {self._num_running} running requests (at most {self._config.shutdown_timeout:g} s; "
             "once more to stop at once)"
         )
         with gevent.Timeout(self._config.shutdown_timeout, False):
-            while self.client.num_live:
+            while self._num_running:
                 gevent.sleep(0.05)
         if self.client.num_live:
             self.client.fail_all(ServerStopping())
         with gevent.Timeout(END_OF_STREAMS_S, False):
-            while self.service.num_open:
+            while self._num_running:
                 gevent.sleep(0.02)
+
+    @property
+    def _num_running(self) -> int:
+        """Requests that somebody waits for: those of the engine, and those that are still read or prepared."""
+        return max(self.client.num_live, self._http.connections.num_busy if self._http is not None else 0)
 
     def stop(self) -> None:
         if self._http is not None:

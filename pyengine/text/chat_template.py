@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import jinja2
@@ -89,6 +90,11 @@ class ChatTemplate:
             has = ", ".join(sorted(self.open_variables)) or "none"
             path = f"chat_template_kwargs.{name}"
             unknown_field(path, f"this model's chat template has no variable {name!r:.80} (it has: {has[:400]})")
+        variables = {name: value for name, value in variables.items() if name in self.open_variables}
+        for name, value in variables.items():
+            if not isinstance(value, (bool, int, float, str, NoneType)):
+                path, kind = f"chat_template_kwargs.{name}", type(value).__name__
+                raise RequestError(f"{path} must be a boolean, number, string or null, got {kind}", param=path)
         try:
             return self._render(prepared, add_generation_prompt, tools, variables)
         except jinja2.TemplateError as error:

@@ -73,7 +73,7 @@ class ChatRequest(_Common, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # scalars
     reasoning_effort: Effort | None = None
     include_reasoning: bool = True
     thinking_token_budget: int | None = None
@@ -98,7 +98,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     tools: list[Any] | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # scalars
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):

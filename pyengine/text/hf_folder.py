@@ -91,14 +91,23 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_sampling_defaults(path: Path) -> dict[str, Any]:
     """Sampling defaults of generation_config.json, as ``SamplingParams`` fields; {} for a .gguf file or without one.
 
-    The fields that vLLM takes from there; its max_new_tokens is our max_tokens.
+    The fields that vLLM takes from there; its max_new_tokens is our max_tokens. Raises ModelError for one that is no
+    number.
     """
     config = read_json(path / "generation_config.json") if path.is_dir() else {}
     defaults: dict[str, Any] = {}
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"):
         value, is_int = config.get(name), name in ("top_k", "max_new_tokens")
-        if isinstance(value, int if is_int else (int, float)) and not isinstance(value, bool):
-            defaults["max_tokens" if name == "max_new_tokens" else name] = value
+        if value is None:
+            continue
+        if is_int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int if is_int else (int, float)):
+            wanted = "an integer" if is_int else "a number"
+            raise ModelError(f"{path / 'generation_config.json'}: {name} must be {wanted}, got {value!r:.80}")
+        if name == "max_new_tokens" and value < 1:
+            raise ModelError(f"{path / 'generation_config.json'}: max_new_tokens must be 1 or more, got {value}")
+        defaults["max_tokens" if name == "max_new_tokens" else name] = value
     return defaults
 
 

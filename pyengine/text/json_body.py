@@ -7,6 +7,7 @@ field that does not fit.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from typing import Any, TypeVar
@@ -58,6 +59,8 @@ def _check_utf8(body: bytes) -> None:
 
 def _hint(body: bytes, error: str) -> str:
     """What stands where the decoder gave up; of surrogates it only says that something is missing."""
+    if body.startswith(codecs.BOM_UTF8):
+        return "; it begins with a byte order mark"
     if _SURROGATE.search(body):
         return "; is there a lone surrogate, half of a \\ud83d\\ude00 pair?"
     place = _BYTE.search(error)

@@ -19,6 +19,8 @@ from server.openai.error_shapes import error_body
 from server.request_id import ENVIRON_KEY
 from server.state import ServerStopping
 
+CLIENT_GONE = "499 Client Closed Request"  # nginx's; never sent, but in the access log
+
 
 def body_of(error: BaseException) -> tuple[dict, int]:
     """The body and HTTP status for an exception that a route or a stream ended with."""
@@ -57,7 +59,11 @@ def error_response(error: BaseException) -> Response:
 
 def install(app: Flask) -> None:
     """Register the handlers; nothing reaches a client as HTML."""
-    routes = {rule.rule for rule in app.url_map.iter_rules()}
+    routes = {rule.rule for rule in app.url_map.iter_rules() if "//" not in rule.rule}
+
+    @app.errorhandler(ConnectionError)
+    def on_client_gone(_: ConnectionError) -> Response:
+        return Response(status=CLIENT_GONE)
 
     @app.errorhandler(RequestError)
     @app.errorhandler(EngineDead)

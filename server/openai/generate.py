@@ -113,7 +113,7 @@ def _stream(
             yield event(shapes.usage_chunk(_usage(answer, shapes)))
         yield DONE
     except ConnectionError:
-        return  # nobody is left to tell
+        raise  # nobody is left to tell; a stream that breaks off is no whole one
     except Exception as error:
         log_bug(error, request_id)
         yield event(body_of(error)[0])

@@ -57,7 +57,7 @@ def _stream(
             events = [each for _, delta in answer.next(keep_alive_s) for each in shapes.events(delta)]
             yield keep_alive(b"".join(map(event, events)))
     except ConnectionError:
-        return  # nobody is left to tell
+        raise  # nobody is left to tell; a stream that breaks off is no whole one
     except Exception as error:
         log_bug(error, request_id)
         body = body_of(error)[0]["error"]

@@ -204,6 +204,8 @@ def _responses_choice() -> Schema:
     return either({"enum": list(tools.CHOICES)}, obj({"type": {"const": "function"}, "name": STRING}))
 
 
+_SCALAR: Schema = {"anyOf": [{"type": "boolean"}, {"type": "number"}, STRING]}
+
 _FIELDS = {
     (ChatRequest, "messages"): _chat_messages,
     (ChatRequest, "tools"): _tools,
@@ -211,6 +213,7 @@ _FIELDS = {
     (ChatRequest, "response_format"): _response_format,
     (ChatRequest, "structured_outputs"): _structured_outputs,
     (ChatRequest, "stream_options"): _stream_options,
+    (ChatRequest, "chat_template_kwargs"): lambda: {"type": "object", "additionalProperties": nullable(_SCALAR)},
     (CompletionRequest, "prompt"): _prompt,
     (EmbeddingRequest, "input"): _prompt,
     (EmbeddingRequest, "dimensions"): lambda: {"type": "integer", "minimum": 1},

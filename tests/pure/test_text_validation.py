@@ -119,8 +119,23 @@ def test_every_field_that_generation_config_may_set(tmp_path):
     others = {"do_sample": True, "max_length": 20, "max_new_tokens": 9, "pad_token_id": 3, "transformers_version": "5"}
     (tmp_path / "generation_config.json").write_text(json.dumps(given | others))
     assert read_sampling_defaults(tmp_path) == given | {"max_tokens": 9}
-    (tmp_path / "generation_config.json").write_text('{"temperature": null, "top_k": 1.5, "max_new_tokens": true}')
-    assert read_sampling_defaults(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text('{"temperature": null, "top_k": 20.0}')
+    assert read_sampling_defaults(tmp_path) == {"top_k": 20}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"top_k": 1.5}', "top_k must be an integer, got 1.5"),
+        ('{"max_new_tokens": true}', "max_new_tokens must be an integer"),
+        ('{"max_new_tokens": 0}', "max_new_tokens must be 1 or more"),
+        ('{"temperature": "hot"}', "temperature must be a number, got 'hot'"),
+    ],
+)
+def test_a_generation_config_that_makes_no_sense_is_named_at_the_start(tmp_path, text, problem):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=problem):
+        read_sampling_defaults(tmp_path)
 
 
 def test_max_new_tokens_bounds_every_answer():

@@ -102,12 +102,14 @@ class RunningServer:
         except urllib.error.HTTPError as error:
             return error.code, error.read(), dict(error.headers)
 
+    def metrics_text(self) -> str:
+        return self.request("/metrics")[1].decode()
+
     def metric(self, name: str) -> float:
         """Sum of a metric's samples over its labels."""
-        _, body, _ = self.request("/metrics")
         values = [
             float(line.rsplit(" ", 1)[1])
-            for line in body.decode().splitlines()
+            for line in self.metrics_text().splitlines()
             if re.match(re.escape(name) + r"[{ ]", line)
         ]
         assert values, f"no metric {name}"

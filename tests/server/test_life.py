@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -64,6 +65,40 @@ def test_a_dead_engine_is_an_error_event_and_a_new_engine():
         status, body, _ = server.request("/v1/completions", {"prompt": "The sea is", "max_tokens": 3, "temperature": 0})
         assert status == 200 and json.loads(body)["choices"][0]["text"]
         assert server.request("/health")[0] == 200
+        ended = re.findall(r'vllm:request_success_total\{.*finished_reason="(\w+)".*\} 1\b', server.metrics_text())
+        assert sorted(ended) == ["error", "length"]
+
+
+def test_a_body_without_a_length_ends_with_its_connection_at_once(server):
+    """HTTP/1.0 knows no chunks, and what is left open on an idle server was open for seconds."""
+    body = json.dumps({"prompt": "a", "max_tokens": 2, "stream": True}).encode()
+    for kept in (b"", b"Connection: keep-alive\r\n"):
+        head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        with socket.create_connection(urlsplit(server.url).netloc.split(":"), 5) as client:
+            client.sendall(head + kept + b"\r\n" + body)
+            begin, answer = time.monotonic(), b""
+            while piece := client.recv(65536):
+                answer += piece
+        assert answer.endswith(b"data: [DONE]\n\n") and b"Connection: close" in answer and b"keep-alive" not in answer
+        assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streaming", "plain"])
+def test_who_hangs_up_on_one_side_is_gone_and_gets_no_500(server, stream):
+    body = json.dumps({**LONG, "stream": stream}).encode()
+    with socket.create_connection(urlsplit(server.url).netloc.split(":"), 20) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        server.wait_until(lambda: _used(server) > 0, 20, "using blocks")
+        client.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    assert not answer.startswith(b"HTTP/1.1 5")
+    assert not answer.endswith(b"0\r\n\r\n"), "an answer that broke off looks whole"
+    server.wait_until(lambda: _used(server) == 0, 5, "free again")
 
 
 def test_sigterm_lets_running_requests_finish():
@@ -81,6 +116,24 @@ def test_sigterm_lets_running_requests_finish():
         assert server.process.wait(15) == 0
         with pytest.raises(ProcessLookupError):
             os.kill(engine, 0)
+
+
+def test_sigterm_lets_a_request_finish_that_is_still_being_read():
+    body = json.dumps({"prompt": "The sea is", "max_tokens": 3}).encode()
+    with RunningServer() as server, socket.create_connection(urlsplit(server.url).netloc.split(":"), 20) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body[:5]
+        )
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        client.sendall(body[5:])
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 200") and b'"finish_reason":"length"' in answer
+        assert server.process.wait(15) == 0
 
 
 def test_sigterm_ends_what_outlives_the_grace_time_with_an_event():
