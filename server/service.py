@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from server.engine_client import EngineClient
 from server.ignored_fields import lenient, note
 from server.metric_board import Board
 from server.metrics import Metrics
-from server.threads import Computation, compiling_threads
+from server.threads import Computation, compiling_threads, computed
 
 Prepared = TypeVar("Prepared")
-# What may ask for a grammar, which takes a tenth of a second or two, and what such a name may be written with.
-COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"strict"', b'"format"', b"\\u00")
+# What may ask for a grammar, which takes a tenth of a second or two; and a letter of ASCII as an escape, by which such
+# a name could be written otherwise.
+COMPILED_FIELDS = (b'"response_format"', b'"structured_outputs"', b'"tool_choice"', b'"strict"', b'"format"')
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 LARGE_BODY_BYTES = 16 << 10  # beyond it, parsing and tokenising leave the event loop: streams must not wait for them
 
 
@@ -63,11 +66,9 @@ class Service:
 
     @staticmethod
     def _computed(parse: Callable[[bytes], Prepared], body: bytes) -> Prepared:
-        if any(field in body for field in COMPILED_FIELDS):
+        if may_ask_for_a_grammar(body):
             return Computation(parse, body, pool=compiling_threads()).wait()
-        if len(body) > LARGE_BODY_BYTES:
-            return Computation(parse, body).wait()
-        return parse(body)
+        return computed(len(body) > LARGE_BODY_BYTES, parse, body)
 
     def answer(self, prepared: PreparedRequest) -> Answer:
         """The answer to a request that the engine has taken. Raises QueueFull when there is no room for it."""
@@ -78,6 +79,11 @@ class Service:
             self.metrics.count_rejection(error.code)
             raise
         return answer
+
+
+def may_ask_for_a_grammar(body: bytes) -> bool:
+    """Seen from its bytes, before it is parsed; also true of many that ask for none."""
+    return any(field in body for field in COMPILED_FIELDS) or _ESCAPED_LETTER.search(body) is not None
 
 
 def load_text(config: ServerConfig, engine_config: EngineConfig, path: Path) -> ModelText:

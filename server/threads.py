@@ -32,6 +32,11 @@ class Computation:
         return result
 
 
+def computed(is_long: bool, function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)``, on a thread where that takes long."""
+    return Computation(function, *args).wait() if is_long else function(*args)
+
+
 @cache
 def compiling_threads() -> ThreadPool:
     """For what may ask for a grammar, which may take seconds: no other body waits behind it."""

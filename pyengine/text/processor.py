@@ -341,7 +341,6 @@ class TextProcessor:
     ) -> PreparedPrompt:
         """One conversation as ``LLM.chat`` takes it; keyword arguments become variables of the chat template."""
         params = self.check_params(params)
-        validation.check_template_variables(variables)
         offered = list(self._tools(tools, None).tools) or None
         opens = validation.generation_prompt(add_generation_prompt, continue_final_message)
         text = self.render(messages, variables, opens, continue_final_message, offered)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any, TypeVar
 
 import msgspec
@@ -299,14 +298,6 @@ def continued_text(messages: Sequence[Mapping[str, Any]], continue_final_message
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content or ""
-
-
-def check_template_variables(variables: Mapping[str, Any]) -> None:
-    """Scalars alone, as HTTP's ``chat_template_kwargs`` are."""
-    for name, value in variables.items():
-        if not isinstance(value, (bool, int, float, str, NoneType)):
-            text = f"{name} must be a boolean, number, string or None, got {type(value).__name__}"
-            raise RequestError(f"{text}: the chat template gets it", param=name)
 
 
 def check_prompt_alone(request: TokenizeRequest) -> None:

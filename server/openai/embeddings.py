@@ -13,7 +13,7 @@ from server.http import SOCKET_KEY, ClientWatch
 from server.openai.embedding_shapes import embedding_list
 from server.openai.generate import read_body, wait_for
 from server.service import Service
-from server.threads import Computation
+from server.threads import computed
 
 LARGE_BATCH = 32  # vectors: beyond it they are written where no stream waits for it
 
@@ -28,8 +28,7 @@ def make_blueprint(service: Callable[[], Service]) -> Blueprint:
         answer = current.answer(salted(prepared))
         wait_for(answer, ClientWatch(request.environ.get(SOCKET_KEY), answer.client_gone))
         arguments = (current.model_name, asked, answer.generations, answer.prepared.num_prompt_tokens)
-        is_long = len(answer.generations) > LARGE_BATCH
-        body = Computation(_encoded, *arguments).wait() if is_long else _encoded(*arguments)
+        body = computed(len(answer.generations) > LARGE_BATCH, _encoded, *arguments)
         return Response(body, mimetype="application/json")
 
     return routes

@@ -23,7 +23,7 @@ from server.openai.responses import ChatShapes, CompletionShapes
 from server.openai.sse import DONE, KeepAlive, TextEvents, event
 from server.request_id import ENVIRON_KEY
 from server.service import Service
-from server.threads import Computation
+from server.threads import computed
 
 Shapes = ChatShapes | CompletionShapes
 LARGE_SCORES = 10_000  # a microsecond each: beyond it, an answer is put together where no stream waits for it
@@ -71,8 +71,7 @@ def event_stream(events: Iterator[bytes]) -> Response:
 
 def _whole(answer: Answer, shapes: Shapes, watch: ClientWatch) -> Response:
     wait_for(answer, watch)
-    is_long = num_scores(answer.prepared) > LARGE_SCORES
-    body = Computation(_encoded, answer, shapes).wait() if is_long else _encoded(answer, shapes)
+    body = computed(_num_scores(answer.prepared) > LARGE_SCORES, _encoded, answer, shapes)
     return Response(body, mimetype="application/json")
 
 
@@ -82,7 +81,7 @@ def _encoded(answer: Answer, shapes: Shapes) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def num_scores(prepared: PreparedRequest) -> int:
+def _num_scores(prepared: PreparedRequest) -> int:
     """Log-probabilities that a whole answer may have."""
     return sum(
         prompt.params.n * len(prompt.token_ids) * _each(prompt.params.prompt_logprobs)

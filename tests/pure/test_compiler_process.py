@@ -21,6 +21,7 @@ from pyengine.structured import compiler_process, grammar
 from pyengine.structured.compiler import compile_source
 from pyengine.structured.compiler_process import MAX_IDLE, CompilerEnded, CompilerProcesses
 from pyengine.structured.grammar import compile_grammar
+from server.service import may_ask_for_a_grammar
 
 
 @pytest.fixture
@@ -159,3 +160,16 @@ def test_it_finds_modules_as_its_parent_does(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, env=environment, text=True)
     assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "may"),
+    [
+        (b'{"prompt": "a", "structured_outputs": {"regex": "a"}}', True),
+        (b'{"prompt": "a", "structured_outp\\u0075ts": {"regex": "a"}}', True),
+        (b'{"tools": [{"function": {"strict": true}}]}', True),
+        (b'{"prompt": "caf\\u00e9 \\ud83d\\ude00 \\u0000", "stop": ["x"]}', False),
+    ],
+)
+def test_a_grammar_is_never_compiled_where_streams_wait(body, may):
+    assert may_ask_for_a_grammar(body) is may

@@ -508,8 +508,8 @@ def test_offline_conversations_are_checked_as_over_http():
     for tools in ([{"type": "nonsense"}], 5):
         with pytest.raises(RequestError, match="tools"):
             ids(tools)
-    with pytest.raises(RequestError, match="documents must be a boolean, number, string or None, got list"):
-        ids(documents=[{"a": 1}])
+    with pytest.raises(RequestError, match="flag must be a boolean, number, string or null, got list"):
+        ids(flag=[{"a": 1}])
 
 
 def test_digits_in_a_text_are_no_number():

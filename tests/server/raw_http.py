@@ -58,6 +58,13 @@ class Raw:
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         return Answer(int(head[0].split()[1]), headers, body)
 
+    def rest(self) -> bytes:
+        """Everything until the server closes the connection."""
+        rest, self._buffer = self._buffer, b""
+        while data := self.socket.recv(65536):
+            rest += data
+        return rest
+
     def closed_within(self, seconds: float) -> float:
         """Wait for the server to close the connection; returns the seconds it took."""
         begin = time.monotonic()

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m"
@@ -101,6 +102,10 @@ class RunningServer:
                 return response.status, response.read(), dict(response.headers)
         except urllib.error.HTTPError as error:
             return error.code, error.read(), dict(error.headers)
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port
 
     def metrics_text(self) -> str:
         return self.request("/metrics")[1].decode()

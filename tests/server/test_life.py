@@ -14,6 +14,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+from raw_http import Raw, post
 from running_server import ROOT, RunningServer
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True, "temperature": 0}
@@ -69,33 +70,27 @@ def test_a_dead_engine_is_an_error_event_and_a_new_engine():
         assert sorted(ended) == ["error", "length"]
 
 
-def test_a_body_without_a_length_ends_with_its_connection_at_once(server):
+def _posted(body: dict, *headers: str) -> bytes:
+    return post("/v1/completions", json.dumps(body).encode(), "Content-Type: application/json", *headers)
+
+
+@pytest.mark.parametrize("headers", [(), ("Connection: keep-alive",)], ids=str)
+def test_a_body_without_a_length_ends_with_its_connection_at_once(server, headers):
     """HTTP/1.0 knows no chunks, and what is left open on an idle server was open for seconds."""
-    body = json.dumps({"prompt": "a", "max_tokens": 2, "stream": True}).encode()
-    for kept in (b"", b"Connection: keep-alive\r\n"):
-        head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-        with socket.create_connection(urlsplit(server.url).netloc.split(":"), 5) as client:
-            client.sendall(head + kept + b"\r\n" + body)
-            begin, answer = time.monotonic(), b""
-            while piece := client.recv(65536):
-                answer += piece
-        assert answer.endswith(b"data: [DONE]\n\n") and b"Connection: close" in answer and b"keep-alive" not in answer
-        assert time.monotonic() - begin < 3
+    request = _posted({"prompt": "a", "max_tokens": 2, "stream": True}, *headers).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    with Raw(server.port) as raw:
+        begin, answer = time.monotonic(), raw.send(request).rest()
+    assert answer.endswith(b"data: [DONE]\n\n") and b"Connection: close" in answer and b"keep-alive" not in answer
+    assert time.monotonic() - begin < 3
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "plain"])
 def test_who_hangs_up_on_one_side_is_gone_and_gets_no_500(server, stream):
-    body = json.dumps({**LONG, "stream": stream}).encode()
-    with socket.create_connection(urlsplit(server.url).netloc.split(":"), 20) as client:
-        client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body) + body
-        )
+    with Raw(server.port) as raw:
+        raw.send(_posted({**LONG, "stream": stream}))
         server.wait_until(lambda: _used(server) > 0, 20, "using blocks")
-        client.shutdown(socket.SHUT_WR)
-        answer = b""
-        while piece := client.recv(65536):
-            answer += piece
+        raw.socket.shutdown(socket.SHUT_WR)
+        answer = raw.rest()
     assert not answer.startswith(b"HTTP/1.1 5")
     assert not answer.endswith(b"0\r\n\r\n"), "an answer that broke off looks whole"
     server.wait_until(lambda: _used(server) == 0, 5, "free again")
@@ -119,20 +114,14 @@ def test_sigterm_lets_running_requests_finish():
 
 
 def test_sigterm_lets_a_request_finish_that_is_still_being_read():
-    body = json.dumps({"prompt": "The sea is", "max_tokens": 3}).encode()
-    with RunningServer() as server, socket.create_connection(urlsplit(server.url).netloc.split(":"), 20) as client:
-        client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body) + body[:5]
-        )
+    request = _posted({"prompt": "The sea is", "max_tokens": 3})
+    with RunningServer() as server, Raw(server.port) as raw:
+        raw.send(request[:-5])
         time.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        client.sendall(body[5:])
-        answer = b""
-        while piece := client.recv(65536):
-            answer += piece
-        assert answer.startswith(b"HTTP/1.1 200") and b'"finish_reason":"length"' in answer
+        answer = raw.send(request[-5:]).answer()
+        assert answer.status == 200 and json.loads(answer.body)["choices"][0]["finish_reason"] == "length"
         assert server.process.wait(15) == 0
 
 

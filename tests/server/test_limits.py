@@ -287,7 +287,9 @@ def test_a_client_that_reads_gets_everything(stub):
         raw.send(get("/flood?mb=20"))
         received = 0
         while received < 20 << 20:
-            received += len(raw.socket.recv(1 << 20))
+            data = raw.socket.recv(1 << 20)
+            assert data, f"the server closed the connection after {received} bytes"
+            received += len(data)
 
 
 # ---------------------------------------------------------------------- many clients
